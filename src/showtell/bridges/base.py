@@ -110,8 +110,8 @@ class Text:
         texts = [text._padded(longest) for text in texts]
 
         def join(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-            return None if any(part is None for part in parts) else torch.cat(list(parts))  # type:
-            ignore[arg - type]
+            present = [part for part in parts if part is not None]
+            return torch.cat(present) if len(present) == len(parts) else None
 
         return Text(
             tokens=torch.cat([text.tokens for text in texts]),
