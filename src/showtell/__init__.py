@@ -1,11 +1,11 @@
-"""showtell: shows what you say (text to image, video, edits) and tells what you show (captions, answers, scores).
+"""showtell: shows what you say (images, video, edits) and tells what you show (captions, answers, scores).
 
     import showtell
     bridge = showtell.load()                        # the embedded model, both directions
     images = bridge.generate(["a red circle above a blue square"], seed=0)
     captions = bridge.caption(images)
 
-Importing showtell is cheap: torch, diffusers and transformers are imported when one of the names below is first used.
+Importing showtell is cheap: torch, diffusers and transformers come in when a name below is first used.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class ShowtellError(ValueError):
-    """Bad input: says in one line what was wrong and what would be right. The command line exits with code 2."""
+    """Bad input: says in one line what was wrong and what would be right. The command line exits with 2."""
 
 
 class UnsupportedError(ShowtellError):
-    """A bridge was asked for something that its architecture cannot do; the message names bridges that can."""
+    """A bridge was asked for what its architecture cannot do; the message names bridges that can."""
