@@ -1,0 +1,133 @@
+"""What the three languages share: a phrase table, and the lexer that turns a text into symbols with it.
+
+A symbol is (kind, value): ("shape", "ring"), ("relation", "left of"), ("background", "sky") ... The grammar in
+`parsing` reads symbols only, so it is the same for every language.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from showtell.world.scene import Group, Relation, Scene, SceneError
+
+_TOKEN = re.compile(r"[^\W_㐀-鿿]+(?:[-'’][^\W\d_㐀-鿿]+)*|[㐀-鿿]|[^\s]")
+COMMAS = frozenset(",.;:，。；：、")
+QUOTES = frozenset("\"'“”‘’«»「」`")
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """kind: "shape", "colour", ..., "relation", "and", "comma", ...; text: the words it was read from."""
+
+    kind: str
+    value: Any
+    text: str
+
+
+@dataclass
+class Lexicon:
+    """The phrases of one language. `spellings` maps variants of single words to the usual one before look-up."""
+
+    code: str
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    phrases: dict[str, list[tuple[tuple[str, ...], str, Any]]] = field(default_factory=dict)
+    vocabulary: set[str] = field(default_factory=set)
+
+    def add(self, kind: str, value: Any, *phrases: str) -> None:
+        """Lets each phrase mean the symbol; the longest phrase that fits wins, whatever the order of adding."""
+        for phrase in phrases:
+            words = tuple(self.split(phrase))
+            known = self.phrases.setdefault(words[0], [])
+            if all(words != other for other, _, _ in known):
+                known.append((words, kind, value))
+                known.sort(key=lambda entry: -len(entry[0]))
+            self.vocabulary.update(w for w in words if w not in COMMAS)
+
+    def split(self, text: str) -> list[str]:
+        """The tokens of a text, in lower case and usual spelling; a hyphenated word that is not known is split."""
+        return [word for word, _ in self._split(text)]
+
+    def _split(self, text: str) -> list[tuple[str, str]]:
+        tokens = []
+        for raw in _TOKEN.findall(text):
+            word = self.spellings.get(raw.lower(), raw.lower())
+            if "-" in word and word not in self.vocabulary and len(word) > 1 and self.vocabulary:
+                tokens += [(self.spellings.get(w, w), w) for w in word.split("-")]
+            elif word not in QUOTES:
+                tokens += [(w, raw) for w in word.split(" ")]
+        return tokens
+
+    def read(self, text: str) -> list[Symbol]:
+        """The symbols of a text. SceneError naming every unknown word and the nearest known one to each."""
+        tokens = self._split(text)
+        words = [word for word, _ in tokens]
+        symbols: list[Symbol] = []
+        unknown: list[str] = []
+        at = 0
+        while at < len(words):
+            for phrase, kind, value in self.phrases.get(words[at], ()):
+                if tuple(words[at : at + len(phrase)]) == phrase:
+                    at += len(phrase)
+                    said = " ".join(phrase)
+                    if kind == "write" and at < len(words) and words[at] not in COMMAS:
+                        kind, value = "word", tokens[at][1].upper()
+                        at += 1
+                    symbols.append(Symbol(kind, value, said))
+                    break
+            else:
+                if words[at] in COMMAS:
+                    symbols.append(Symbol("comma", None, words[at]))
+                elif words[at].isdecimal():
+                    symbols.append(Symbol("count", int(words[at]) if len(words[at]) < 4 else 999, words[at]))
+                elif words[at] in self.vocabulary:
+                    symbols.append(Symbol("stray", None, words[at]))
+                else:
+                    unknown.append(words[at])
+                at += 1
+        if unknown:
+            raise SceneError(self._unknown(unknown))
+        return symbols
+
+    def known(self, text: str) -> int:
+        """How many tokens of the text occur in this language; the language of a text is the one that knows most."""
+        return sum(word in self.vocabulary for word in self.split(text))
+
+    def _unknown(self, words: Iterable[str]) -> str:
+        named = []
+        for word in dict.fromkeys(words):
+            near = difflib.get_close_matches(word, sorted(self.vocabulary), n=1, cutoff=0.5)
+            named.append(
+                f"{word!r}"
+                + (f" (nearest known word: {near[0]!r})" if near else f" ({self._none_near(word)})")
+            )
+        return f"unknown word{'s' if len(named) > 1 else ''}: {', '.join(named)}"
+
+    def _none_near(self, word: str) -> str:
+        near = difflib.get_close_matches(
+            word, sorted(w for w in self.vocabulary if len(w) > 2), n=1, cutoff=0.0
+        )
+        return f"nearest known word: {near[0]!r}" if near else "no known word is near"
+
+
+def links(groups: Sequence[Group], relations: Sequence[Relation]) -> list[str]:
+    """What joins group i to group i + 1: a relation, "" where none is stated, "between" and "and" for A between B and C."""
+    kinds = [""] * (len(groups) - 1)
+    for r in relations:
+        kinds[r.subject] = r.kind
+        if r.kind == "between":
+            kinds[1] = "and"
+    return kinds
+
+
+def backwards(scene: Scene) -> tuple[list[Group], list[str]] | None:
+    """Groups and links with the last group mentioned first; None where a relation has no inverse or a merge results."""
+    from showtell.world.scene import INVERSE
+
+    kinds = links(scene.groups, scene.relations)
+    if not kinds or any(kind and kind not in INVERSE for kind in kinds):
+        return None
+    return list(scene.groups[::-1]), [INVERSE.get(kind, "") for kind in kinds[::-1]]
