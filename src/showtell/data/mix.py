@@ -1,0 +1,237 @@
+"""The training mixture of a model that maps both ways: scenes, emoji or a user's folder, as batches of arrays.
+
+A batch has up to three parts. show: text to image. tell: image to text (captions in three languages, answers), row i
+seeing the same thing as row i of show. edit: image and instruction to image. Every part is padded to a fixed length,
+so that a compiled model sees one shape.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from showtell.world import Scene, draw, sample
+from showtell.world.edits import edits
+from showtell.world.language import LANGUAGES
+from showtell.world.questions import questions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from showtell.data.emoji import EmojiSet
+    from showtell.data.folder import Pair
+
+SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES))
+SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH = 64, 64, 32
+_LANGUAGE_WEIGHTS = (76, 12, 12)
+_SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (55, 12, 8, 25))
+_FACES = (  # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
+    ({}, 55),
+    ({"objects": 2, "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 15),
+    ({"objects": (3, 4), "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 20),
+    ({"objects": (1, 3), "word": True}, 10),
+)
+
+
+class Codec:
+    """Text to token rows and back, in the layouts that the models of `nets` are trained on."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        names = ("<pad>", "<bos>", "<eos>", "<sep>", *SPECIAL)
+        self.special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}  # type: ignore[arg-type]
+
+    def words(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def show(self, text: str | None) -> list[int]:
+        """A prompt; None is the empty one that guidance steers away from."""
+        return [self.special["<bos>"], *(self.words(text) if text else ()), self.special["<show>"]]
+
+    def edit(self, text: str | None) -> list[int]:
+        return [self.special["<edit>"], *(self.words(text) if text else ()), self.special["<show>"]]
+
+    def ask(self, question: str) -> list[int]:
+        return [self.special["<ask>"], *self.words(question), self.special["<sep>"]]
+
+    def caption(self, language: str) -> list[int]:
+        return [self.special[f"<{language}>"]]
+
+    def pad(self, rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids (n, length) int64, valid (n, length) bool); rows longer than `length` are an error of the caller."""
+        ids = np.full((len(rows), length), self.special["<pad>"], np.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = row
+        lengths = np.array([len(row) for row in rows])
+        return ids, np.arange(length) < lengths[:, None]
+
+
+def corpus(seed: int = 0, scenes: int = 6000) -> Iterator[str]:
+    """Sentences of the world in every language and style: what the tokenizer and the list of known words come from."""
+    from showtell.world.language import STYLES
+
+    rng = random.Random(seed)
+    for options, weight in _FACES:
+        for scene in sample(scenes * weight // 100, seed, **options):  # type: ignore[arg-type]
+            for language in LANGUAGES:
+                yield scene.caption(language, rng.choice(STYLES))
+                for question in questions(scene, rng, n=1, language=language):
+                    yield f"{question.question} {question.answer}"
+                yield from (edit.text(language) for edit in edits(scene, rng, n=1))
+
+
+class Mixture:
+    """Callable (rng, batch size) -> batch, for `train.trainer.Stream`. Parts of the mixture: "scenes", "emoji", pairs.
+
+    drop: share of prompts replaced by the empty one (for classifier-free guidance). noisy: share of told images with
+    noise on them, so that the model reads its own and others' imperfect pictures.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        *,
+        scenes: bool = True,
+        emoji: EmojiSet | None = None,
+        pairs: Sequence[Pair] = (),
+        emoji_share: float = 0.35,
+        edit_share: float = 0.25,
+        drop: float = 0.1,
+        noisy: float = 0.3,
+        split: str = "train",
+    ) -> None:
+        self.codec, self.emoji, self.pairs, self.split = codec, emoji, list(pairs), split
+        self.drop, self.noisy = drop, noisy
+        self.edit_share = edit_share if scenes else 0.0
+        self.shares = {"scenes": float(scenes), "emoji": float(emoji is not None), "pairs": float(bool(pairs))}
+        if scenes and emoji is not None:
+            self.shares |= {"scenes": 1 - emoji_share, "emoji": emoji_share}
+        self.rows = [i for i, item in enumerate(emoji.items) if item.split == "train"] if emoji is not None else []
+        self.pixels = [(pair.image(), pair.captions) for pair in self.pairs]
+
+    def __call__(self, rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+        pick = random.Random(int(rng.integers(2**62)))
+        total = sum(self.shares.values())
+        counts = {name: round(size * share / total) for name, share in self.shares.items()}
+        counts[max(counts, key=lambda name: counts[name])] += size - sum(counts.values())
+        makers: dict[str, Callable[..., tuple[list[Any], list[Any], list[int], np.ndarray, np.ndarray]]] = {
+            "scenes": self._scenes, "emoji": self._emoji, "pairs": self._pairs,
+        }  # fmt: skip
+        parts = [makers[name](rng, pick, count) for name, count in counts.items() if count]
+        show = [row for part in parts for row in part[0]]
+        tell = [row for part in parts for row in part[1]]
+        dropped = rng.random(size) < self.drop
+        empty = self.codec.show(None)
+        batch: dict[str, np.ndarray] = {
+            "show_image": np.concatenate([part[3] for part in parts]),
+            "tell_image": np.concatenate([part[4] for part in parts]),
+            "tell_start": np.array([start for part in parts for start in part[2]]),
+            "show_told": ~dropped,
+        }
+        rows = [empty if drop else row for row, drop in zip(show, dropped, strict=True)]
+        batch["show_ids"], batch["show_valid"] = self.codec.pad(rows, SHOW_LENGTH)
+        batch["tell_ids"], batch["tell_valid"] = self.codec.pad(tell, TELL_LENGTH)
+        if self.edit_share:
+            batch |= self._edits(rng, pick, round(size * self.edit_share))
+        return batch
+
+    # --- sources ---------------------------------------------------------------------------------------------------
+
+    def sample(self, pick: random.Random, count: int) -> list[Scene]:
+        """Scenes of the mixture's own distribution."""
+        kinds = [face for face, _ in _FACES]
+        chosen = pick.choices(range(len(kinds)), [weight for _, weight in _FACES], k=count)
+        made: list[Scene] = []
+        for index, options in enumerate(kinds):
+            made += sample(chosen.count(index), pick.getrandbits(62), self.split, **options)  # type: ignore[arg-type]
+        return made
+
+    def _scenes(self, rng: np.random.Generator, pick: random.Random, count: int) -> Any:
+        scenes = self.sample(pick, count)
+        images = draw(scenes)
+        show, tell, starts = [], [], []
+        for scene in scenes:
+            show.append(self._prompt(pick, scene))
+            row, start = self._told(pick, scene)
+            tell.append(row)
+            starts.append(start)
+        return show, tell, starts, images, self._spoil(rng, images)
+
+    def _prompt(self, pick: random.Random, scene: Scene) -> list[int]:
+        from showtell.world.language import STYLES
+
+        language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
+        style = pick.choices(*_SHOW_STYLES)[0]
+        style = pick.choice([name for name in STYLES if name.startswith(style)])
+        for wording in (style, "plain", "terse"):
+            row = self.codec.show(scene.caption(language, wording))
+            if len(row) <= SHOW_LENGTH:
+                return row
+        return row[: SHOW_LENGTH - 1] + row[-1:]
+
+    def _told(self, pick: random.Random, scene: Scene) -> tuple[list[int], int]:
+        language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
+        end = self.codec.special["<eos>"]
+        if pick.random() < 0.35:
+            question = questions(scene, pick, n=1, language=language)[0]
+            start = self.codec.ask(question.question)
+            row = [*start, *self.codec.words(question.answer), end]
+        else:
+            start = self.codec.caption(language)
+            row = [*start, *self.codec.words(scene.canonical().caption(language)), end]
+        return row[:TELL_LENGTH], len(start)
+
+    def _spoil(self, rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+        """Gaussian noise of random strength (up to 10 % of the range) on some of the images."""
+        strength = 25.5 * rng.random(len(images), dtype=np.float32) * (rng.random(len(images)) < self.noisy)
+        rows = np.flatnonzero(strength)
+        spoilt = images.copy()
+        noise = rng.standard_normal((len(rows), *images.shape[1:]), dtype=np.float32) * strength[rows, None, None, None]
+        spoilt[rows] = np.clip(images[rows] + noise, 0, 255).astype(np.uint8)
+        return spoilt
+
+    def _emoji(self, rng: np.random.Generator, pick: random.Random, count: int) -> Any:
+        from showtell.data.emoji import augment
+
+        assert self.emoji is not None
+        rows = [pick.choice(self.rows) for _ in range(count)]
+        images = self.emoji.images[rows]
+        show, tell, starts = [], [], []
+        for row in rows:
+            names = self.emoji.items[row].names
+            language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
+            show.append(self.codec.show(names.get(language, names["en"]))[:SHOW_LENGTH])
+            language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
+            name = names.get(language)
+            start = self.codec.caption(language if name else "en")
+            tell.append([*start, *self.codec.words(name or names["en"]), self.codec.special["<eos>"]][:TELL_LENGTH])
+            starts.append(len(start))
+        return show, tell, starts, images, augment(images, rng)
+
+    def _pairs(self, rng: np.random.Generator, pick: random.Random, count: int) -> Any:
+        chosen = [pick.choice(self.pixels) for _ in range(count)]
+        images = np.stack([image for image, _ in chosen])
+        show, tell = [], []
+        for _, captions in chosen:
+            words = self.codec.words(pick.choice(captions))[: SHOW_LENGTH - 2]
+            show.append([self.codec.special["<bos>"], *words, self.codec.special["<show>"]])
+            tell.append([*self.codec.caption("en"), *words, self.codec.special["<eos>"]])
+        return show, tell, [1] * count, images, self._spoil(rng, images)
+
+    def _edits(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
+        made = [edits(scene, pick, n=1)[0] for scene in self.sample(pick, count)]
+        dropped = rng.random(count) < self.drop
+        rows = []
+        for edit, drop in zip(made, dropped, strict=True):
+            text = edit.text(pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0])
+            row = self.codec.edit(None if drop else text)
+            rows.append(row if len(row) <= EDIT_LENGTH else [*row[: EDIT_LENGTH - 1], row[-1]])
+        images = draw([edit.before for edit in made] + [edit.after for edit in made])
+        ids, valid = self.codec.pad(rows, EDIT_LENGTH)
+        return {"edit_ids": ids, "edit_valid": valid, "edit_source": images[:count], "edit_target": images[count:]}

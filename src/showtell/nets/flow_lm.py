@@ -1,0 +1,219 @@
+"""One transformer for both directions: words by next-token prediction, images by rectified flow (Transfusion-style).
+
+A sequence has up to three segments: a clean source image, text, a noisy target image. Text attends causally to the
+source and itself; source and target attend bidirectionally within themselves; the target sees everything.
+Source: Transfusion, arXiv 2408.11039 (mixed sequence and mask); prediction of the clean image with the velocity loss:
+Back to Basics, arXiv 2511.13720 (eq. 1-3); rectified flow: arXiv 2209.03003.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+
+class FlowLMConfig(PretrainedConfig):
+    """Sizes of a FlowLM. image_size and patch_size in pixels; text_length in tokens (longer text is refused)."""
+
+    model_type = "showtell_flow_lm"
+
+    def __init__(
+        self,
+        vocab_size: int = 2048,
+        hidden_size: int = 256,
+        intermediate_size: int = 640,
+        num_hidden_layers: int = 8,
+        num_attention_heads: int = 4,
+        image_size: int = 64,
+        patch_size: int = 8,
+        text_length: int = 96,
+        embedding_size: int = 128,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
+        self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
+        self.image_size, self.patch_size, self.text_length = image_size, patch_size, text_length
+        self.embedding_size = embedding_size
+        super().__init__(**kwargs)
+
+
+class FlowLM(PreTrainedModel):
+    """LlamaModel over source patches, tokens and noisy target patches; heads for tokens, clean patches, embeddings.
+
+    Images are (n, 3, image_size, image_size) in [-1, 1]; ids (n, length) int64, padded at the end.
+    """
+
+    config_class = FlowLMConfig
+    config: FlowLMConfig
+    _supports_sdpa = True
+    main_input_name = "ids"
+
+    def __init__(self, config: FlowLMConfig) -> None:
+        super().__init__(config)
+        width, patch = config.hidden_size, 3 * config.patch_size**2
+        self.grid = config.image_size // config.patch_size
+        self.backbone = LlamaModel(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=width,
+                intermediate_size=config.intermediate_size,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_attention_heads,
+                max_position_embeddings=2 * self.grid**2 + config.text_length,
+                attn_implementation="sdpa",
+            )
+        )
+        self.patch_in = nn.Linear(patch, width)
+        self.place = nn.Parameter(0.02 * torch.randn(2, self.grid**2, width))  # source and target positions
+        self.clock = Timesteps(128, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_in = TimestepEmbedding(128, width)
+        self.patch_out = nn.Linear(width, patch)
+        self.image_embedding = nn.Linear(width, config.embedding_size, bias=False)
+        self.text_embedding = nn.Linear(width, config.embedding_size, bias=False)
+        self.temperature = nn.Parameter(torch.tensor(2.0))  # log of the contrastive scale
+        self.post_init()
+
+    # --- pieces ----------------------------------------------------------------------------------------------------
+
+    def patches(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) -> (n, grid * grid, 3 * patch * patch)."""
+        p = self.config.patch_size
+        return nn.functional.unfold(images, p, stride=p).transpose(1, 2)
+
+    def unpatch(self, tokens: Tensor) -> Tensor:
+        """Inverse of `patches`."""
+        p, size = self.config.patch_size, self.config.image_size
+        return nn.functional.fold(tokens.transpose(1, 2), (size, size), p, stride=p)
+
+    def embed_source(self, images: Tensor) -> Tensor:
+        return self.patch_in(self.patches(images)) + self.place[0]
+
+    def embed_target(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """noisy (n, 3, h, w), time (n,) in [0, 1] with 1 clean."""
+        clock = self.time_in(self.clock(1000 * time).to(self.place.dtype))
+        return self.patch_in(self.patches(noisy)) + self.place[1] + clock[:, None]
+
+    def positions(self, source: bool, text: int, target: bool, device: Any) -> Tensor:
+        """Rotary positions: each segment has its own fixed range, whichever segments are present."""
+        image, start = self.grid**2, self.grid**2 + self.config.text_length
+        parts = [range(image)] * source + [range(image, image + text)] + [range(start, start + image)] * target
+        return torch.tensor([i for part in parts for i in part], device=device)[None]
+
+    def mask(self, source: bool, valid: Tensor, target: bool) -> Tensor:
+        """Who may attend to whom: bool (n, 1, length, length). valid: (n, text) bool, False at padding."""
+        image = self.grid**2
+        n, text = valid.shape
+        kind = torch.tensor([0] * image * source + [1] * text + [2] * image * target, device=valid.device)
+        order = torch.arange(len(kind), device=valid.device)
+        allowed = (order[:, None] >= order) | ((kind[:, None] == kind) & (kind != 1))
+        ones = valid.new_ones(n, image)
+        keys = torch.cat([ones] * source + [valid] + [ones] * target, dim=1)
+        return (allowed & keys[:, None])[:, None]
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        ids: Tensor,
+        valid: Tensor,
+        source: Tensor | None = None,
+        noisy: Tensor | None = None,
+        time: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """Hidden states of each segment: (source (n, image, d) | None, text (n, text, d), clean image prediction | None)."""
+        text = ids.shape[1]
+        parts = [self.backbone.embed_tokens(ids)]
+        if source is not None:
+            parts.insert(0, self.embed_source(source))
+        if noisy is not None:
+            assert time is not None
+            parts.append(self.embed_target(noisy, time))
+        hidden = self.backbone(
+            inputs_embeds=torch.cat(parts, dim=1),
+            attention_mask=self.mask(source is not None, valid, noisy is not None),
+            position_ids=self.positions(source is not None, text, noisy is not None, ids.device),
+            use_cache=False,
+        ).last_hidden_state
+        image = self.grid**2
+        seen = hidden[:, :image] if source is not None else None
+        start = image if source is not None else 0
+        shown = self.unpatch(self.patch_out(hidden[:, -image:]).float()) if noisy is not None else None
+        return seen, hidden[:, start : start + text], shown
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits; the output matrix is the embedding matrix."""
+        return hidden @ self.backbone.embed_tokens.weight.T
+
+    def embed_images(self, seen: Tensor) -> Tensor:
+        """Unit vectors (n, embedding_size) from hidden source states."""
+        return nn.functional.normalize(self.image_embedding(seen.mean(dim=1)).float(), dim=-1)
+
+    def embed_texts(self, hidden: Tensor, last: Tensor) -> Tensor:
+        """Unit vectors (n, embedding_size) from hidden text states at position `last` (n,)."""
+        picked = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return nn.functional.normalize(self.text_embedding(picked).float(), dim=-1)
+
+    # --- use -------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prefix(self, ids: Tensor, valid: Tensor, source: Tensor | None = None) -> tuple[DynamicCache, Tensor]:
+        """Runs source and text once. Returns the key-value cache and the hidden text states."""
+        parts = [self.backbone.embed_tokens(ids)]
+        if source is not None:
+            parts.insert(0, self.embed_source(source))
+        cache = DynamicCache()
+        hidden = self.backbone(
+            inputs_embeds=torch.cat(parts, dim=1),
+            attention_mask=self.mask(source is not None, valid, False),
+            position_ids=self.positions(source is not None, ids.shape[1], False, ids.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return cache, hidden[:, -ids.shape[1] :]
+
+    def denoise(self, cache: DynamicCache, valid: Tensor, has_source: bool, noisy: Tensor, time: Tensor) -> Tensor:
+        """Prediction of the clean image (n, 3, h, w) given a prefix; the cache is left as it was."""
+        image = self.grid**2
+        ones = valid.new_ones(len(valid), image)
+        keys = torch.cat([ones] * has_source + [valid, ones], dim=1)
+        hidden = self.backbone(
+            inputs_embeds=self.embed_target(noisy, time),
+            attention_mask=keys[:, None, None].expand(-1, 1, image, -1),
+            position_ids=self.positions(False, 0, True, noisy.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        cache.crop(-image)
+        return self.unpatch(self.patch_out(hidden))
+
+    @torch.no_grad()
+    def tell(self, ids: Tensor, valid: Tensor, source: Tensor, stop: int, length: int) -> list[list[int]]:
+        """Greedy continuation of each row until `stop` or `length` new tokens, given a source image per row."""
+        cache, hidden = self.prefix(ids, valid, source)
+        n, image, start = len(ids), self.grid**2, valid.sum(dim=1)
+        rows = torch.arange(n, device=ids.device)
+        token = self.logits(hidden[rows, start - 1]).argmax(dim=-1)
+        told = [token]
+        done = token == stop
+        keys = torch.cat([valid.new_ones(n, image), valid], dim=1)
+        for step in range(min(length, self.config.text_length - int(start.max())) - 1):
+            if bool(done.all()):
+                break
+            keys = torch.cat([keys, valid.new_ones(n, 1)], dim=1)
+            hidden = self.backbone(
+                inputs_embeds=self.backbone.embed_tokens(token)[:, None],
+                attention_mask=keys[:, None, None],
+                position_ids=(image + start + step)[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            token = self.logits(hidden[:, -1]).argmax(dim=-1)
+            told.append(token)
+            done |= token == stop
+        sequences = torch.stack(told, dim=1).tolist()
+        return [row[: row.index(stop)] if stop in row else row for row in sequences]

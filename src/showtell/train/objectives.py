@@ -1,0 +1,136 @@
+"""Losses of models that map both ways. Each takes (model, batch, generator) and gives (loss, numbers to log)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from showtell.nets.flow_lm import FlowLM
+from showtell.nets.fsq import FSQModel
+from showtell.nets.image_encoder import ImageEncoder
+from showtell.nets.scene_parser import SceneParser, set_loss
+from showtell.nets.token_lm import TokenLM
+
+Batch = dict[str, Tensor]
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+def to_signal(pixels: Tensor) -> Tensor:
+    """uint8 (n, h, w, 3) -> float (n, 3, h, w) in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def draw_time(n: int, like: Tensor, generator: torch.Generator | None, mean: float, spread: float = 0.9) -> Tensor:
+    """Logit-normal times in (0, 1), 1 being clean (arXiv 2403.03206, section 3.1)."""
+    return torch.sigmoid(torch.randn(n, generator=generator, device=like.device) * spread + mean)
+
+
+def velocity_loss(predicted: Tensor, clean: Tensor, time: Tensor) -> Tensor:
+    """Squared error of the velocity that a clean-image prediction implies (arXiv 2511.13720, table 1), per entry."""
+    weight = (1 - time).clamp(min=0.05) ** -2
+    return (((predicted - clean) ** 2).flatten(1).mean(dim=1) * weight).mean()
+
+
+def _noisy(clean: Tensor, generator: torch.Generator | None, mean: float) -> tuple[Tensor, Tensor]:
+    time = draw_time(len(clean), clean, generator, mean)
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    share = time[:, None, None, None]
+    return share * clean + (1 - share) * noise, time
+
+
+def word_loss(logits: Tensor, ids: Tensor, valid: Tensor, start: Tensor) -> Tensor:
+    """Cross entropy of ids from position `start` (n,) on, each predicted by the position before it."""
+    order = torch.arange(ids.shape[1], device=ids.device)
+    wanted = (valid & (order >= start[:, None]))[:, 1:].flatten()
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    return (each * wanted).sum() / wanted.sum().clamp(min=1)
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of paired unit vectors (arXiv 2103.00020, figure 3)."""
+    logits = log_scale.exp().clamp(max=100) * images @ texts.T
+    pairs = torch.arange(len(images), device=images.device)
+    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
+
+
+def flow_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None, mean: float = -0.6) -> Loss:
+    """Words by cross entropy, images by rectified flow, one embedding space by contrast. See `data.mix` for the batch."""
+    clean = to_signal(batch["show_image"])
+    noisy, time = _noisy(clean, generator, mean)
+    _, hidden, shown = model(batch["show_ids"], batch["show_valid"], None, noisy, time)
+    assert shown is not None
+    parts = {"flow": velocity_loss(shown, clean, time)}
+    seen, words, _ = model(batch["tell_ids"], batch["tell_valid"], to_signal(batch["tell_image"]))
+    assert seen is not None
+    parts["words"] = word_loss(model.logits(words), batch["tell_ids"], batch["tell_valid"], batch["tell_start"])
+    told = batch["show_told"]  # rows whose text was not dropped
+    last = batch["show_valid"].sum(dim=1) - 1
+    texts = model.embed_texts(hidden, last)[told]
+    parts["contrast"] = contrastive_loss(model.embed_images(seen)[told], texts, model.temperature)
+    loss = parts["flow"] + parts["words"] + 0.05 * parts["contrast"]
+    if "edit_ids" in batch:
+        after = to_signal(batch["edit_target"])
+        noisy, time = _noisy(after, generator, mean)
+        before = to_signal(batch["edit_source"])
+        _, _, shown = model(batch["edit_ids"], batch["edit_valid"], before, noisy, time)
+        assert shown is not None
+        parts["edit"] = velocity_loss(shown, after, time)
+        loss = loss + len(after) / len(clean) * parts["edit"]
+    return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def token_objective(model: TokenLM, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """Words by cross entropy, image tokens by next-token or masked prediction, as the model's config says."""
+    count, blank = model.config.image_tokens, model.config.codes
+
+    def image_loss(ids: Tensor, valid: Tensor, source: Tensor | None, codes: Tensor) -> Tensor:
+        if not model.config.masked:
+            _, logits = model(ids, valid, source, codes)
+            assert logits is not None
+            return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+        moment = torch.rand(len(codes), 1, generator=generator, device=codes.device)
+        hidden = torch.cos(math.pi / 2 * moment)  # share of masked tokens (arXiv 2202.04200, section 3.3)
+        order = torch.rand(codes.shape, generator=generator, device=codes.device).argsort(dim=1)
+        masked = order < (hidden * count).ceil().clamp(min=1)
+        _, logits = model(ids, valid, source, torch.where(masked, blank, codes))
+        assert logits is not None
+        each = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none").view_as(codes)
+        return (each * masked).sum() / masked.sum()
+
+    with torch.no_grad():
+        shown, seen = (model.tokenizer.encode(to_signal(batch[k])) for k in ("show_image", "tell_image"))
+    parts = {"image": image_loss(batch["show_ids"], batch["show_valid"], None, shown)}
+    words, _ = model(batch["tell_ids"], batch["tell_valid"], seen)
+    parts["words"] = word_loss(words, batch["tell_ids"], batch["tell_valid"], batch["tell_start"])
+    loss = parts["image"] + parts["words"]
+    if "edit_ids" in batch:
+        with torch.no_grad():
+            before, after = (model.tokenizer.encode(to_signal(batch[k])) for k in ("edit_source", "edit_target"))
+        parts["edit"] = image_loss(batch["edit_ids"], batch["edit_valid"], before, after)
+        loss = loss + len(after) / len(shown) * parts["edit"]
+    return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def parser_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """Set prediction of scenes, see `nets.scene_parser.set_loss`; `image` uint8, the rest as `data.targets`."""
+    loss, parts = set_loss(model(to_signal(batch["image"])), batch)
+    return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def tokenizer_objective(model: FSQModel, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """Reconstruction: absolute error, plus the same on edges so that thin lines and textures stay sharp."""
+    clean = to_signal(batch["image"])
+    made = model(clean).float()
+    parts = {"pixels": (made - clean).abs().mean()}
+    parts["edges"] = sum(((made - clean).diff(dim=d)).abs().mean() for d in (2, 3))  # type: ignore[assignment]
+    return parts["pixels"] + parts["edges"], {name: value.detach() for name, value in parts.items()}
+
+
+def retrieval_objective(model: ImageEncoder, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """Which picture is it: cross entropy over cosines. image uint8, label int64."""
+    logits = model.logits(to_signal(batch["image"]))
+    right = (logits.argmax(dim=-1) == batch["label"]).float().mean()
+    return F.cross_entropy(logits, batch["label"], label_smoothing=0.05), {"right": right.detach()}
