@@ -1,21 +1,409 @@
-"""The command line: parses, calls, prints."""
+"""The command line: parses, calls, prints. Heavy libraries are imported by the command that needs them."""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from showtell import __version__
+from showtell import ShowtellError, __version__
 
-app = typer.Typer(name="showtell", add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from showtell.bridges.base import Bridge
+
+app = typer.Typer(
+    name="showtell",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+world = typer.Typer(no_args_is_help=True, help="The synthetic world of scenes.")
+app.add_typer(world, name="world")
+
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="A folder or hub id; the embedded model by default.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
+Language = Annotated[str, typer.Option("--language", "-l", help="en, zh or es.")]
+ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    """Show what you say, tell what you show."""
-    if version:
-        typer.echo(f"showtell {__version__}")
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"showtell {__version__}")
         raise typer.Exit
 
 
-def main() -> None:
-    app()
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Show what you say, tell what you show: text to image, and back."""
+
+
+@app.command()
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What to show.", show_default=False)
+    ],
+    number: Annotated[int, typer.Option("-n", min=1, help="Images of each prompt.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Several images become one grid.")] = Path(
+        "out.png"
+    ),
+    seed: Seed = 0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Sampling steps; the model's own by default.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance scale; the model's own by default.")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="N|WxH", help="Pixels, such as 64 or 96x64; the model's own by default."),
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Text to images."""
+    from showtell import pictures
+
+    for prompt in prompts:
+        _said(prompt, "prompt", "say what the image should show")
+    width, height = _size(size)
+    _image_out(out)
+    bridge = _load(model)
+    start = perf_counter()
+    images = bridge.generate(
+        [prompt for prompt in prompts for _ in range(number)],
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        height=height,
+        width=width,
+    )
+    seconds = perf_counter() - start
+    columns = number if number > 1 and len(prompts) > 1 else None
+    pictures.save(images[0] if len(images) == 1 else pictures.grid(images, columns), out)
+    record = {
+        "out": str(out),
+        "prompts": prompts,
+        "number": number,
+        "seed": seed,
+        "seconds": round(seconds, 3),
+    }
+    noun = "image" if len(images) == 1 else "images"
+    _print(record if as_json else f"{out}: {len(images)} {noun} in {seconds:.1f} s")
+
+
+@app.command()
+def caption(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
+    ],
+    language: Language = "en",
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Images to text: one sentence for each image."""
+    _language(language)
+    pixels = _images(images)
+    captions = _load(model).caption(pixels, language=language)
+    if as_json:
+        _print([{"image": str(path), "caption": text} for path, text in zip(images, captions)])
+    else:
+        for path, text in zip(images, captions):
+            _print(text if len(images) == 1 else f"{path}: {text}")
+
+
+@app.command()
+def answer(
+    image: ImageFile,
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question about an image."""
+    _said(question, "question", "ask something about the image")
+    pixels = _images([image])
+    [text] = _load(model).answer(pixels, [question])
+    _print({"image": str(image), "question": question, "answer": text} if as_json else text)
+
+
+@app.command()
+def edit(
+    image: ImageFile,
+    instruction: Annotated[str, typer.Argument(help="What to change.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where to write the edited image.", show_default=False)
+    ],
+    seed: Seed = 0,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Change an image as an instruction says."""
+    from showtell import pictures
+
+    _said(instruction, "instruction", "say what to change")
+    pixels = _images([image])
+    _image_out(out)
+    [edited] = _load(model).edit(pixels, [instruction], seed=seed)
+    pictures.save(edited, out)
+    record = {"image": str(image), "instruction": instruction, "out": str(out), "seed": seed}
+    _print(record if as_json else str(out))
+
+
+@app.command()
+def score(
+    image: ImageFile,
+    text: Annotated[str, typer.Argument(help="What it should show.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """How well an image shows a text; for a caption of the world also which parts of it hold."""
+    import showtell
+
+    _said(text, "text", "say what the image should show")
+    pixels = _images([image])
+    [value] = showtell.score(pixels, [text])
+    scene = _scene_or_none(text)
+    parts: Mapping[str, Any] | None = None
+    if scene is not None:
+        from showtell.measure.judge import scene_accuracy
+
+        parts = scene_accuracy(pixels, [scene]).to_dict()
+    if as_json:
+        _print({"image": str(image), "text": text, "score": float(value), "scene": parts})
+    else:
+        _table(["measure", "value"], [("score", f"{value:.3f}"), *_flat(parts or {})])
+
+
+@world.command("sample")
+def world_sample(
+    number: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 16,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw them all as one grid.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", help="Write scenes and captions as a JSON list.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, validation, test or unseen.")] = "train",
+    objects: Annotated[
+        str | None, typer.Option(metavar="N|LOW-HIGH", help="How many objects, such as 3 or 1-4.")
+    ] = None,
+    language: Language = "en",
+) -> None:
+    """Sample scenes with their captions; without -o or --json the captions are printed."""
+    from showtell import files, pictures
+    from showtell.world import draw, sample
+
+    _language(language)
+    if out is not None:
+        _image_out(out)
+    if json_out is not None:
+        files.check_writable(json_out)
+    scenes = sample(number, seed=seed, split=split, objects=_range(objects))
+    captions = [scene.caption(language) for scene in scenes]
+    if out is not None:
+        pictures.save(pictures.grid([draw(scene) for scene in scenes]), out)
+        _print(f"{out}: {number} scenes")
+    if json_out is not None:
+        records = [
+            {"caption": text, "scene": json.loads(scene.to_json())} for text, scene in zip(captions, scenes)
+        ]
+        files.write(json_out, json.dumps(records, ensure_ascii=False, indent=1) + "\n")
+        _print(f"{json_out}: {number} scenes")
+    if out is None and json_out is None:
+        _print("\n".join(captions))
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which recipe.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the result.", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Option(help="scenes, emoji, both with a comma, or a folder of pictures with captions."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The recipe's own by default.")] = None,
+) -> None:
+    """Train one of the library's own models by its recipe."""
+    from showtell.train import recipes
+
+    if name not in recipes.NAMES:
+        raise ShowtellError(f"there is no recipe {name!r}; {_nearest(name, recipes.NAMES)}")
+    _folder_out(out)
+    chosen = {"data": data, "steps": steps, "batch": batch, "seed": seed}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    recipes.run(name, out=out, resume=resume, **given)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("demo.html"),
+    seed: Seed = 0,
+) -> None:
+    """A page that shows what the embedded model can do: generate, caption, edit, answer."""
+    from showtell import demo as page
+    from showtell import files
+
+    files.check_writable(out)
+    shown = page.write(out, seed)
+    _table(
+        ["prompt", "told back", "agrees"],
+        [(row.prompt, row.caption, "yes" if row.agrees else "no") for row in shown.rows],
+    )
+    agreeing = sum(row.agrees for row in shown.rows)
+    _print(f"{agreeing} of {len(shown.rows)} captions agree with their prompts. The page: {out.resolve()}")
+
+
+# --- what the commands share ------------------------------------------------------------
+
+
+def _load(model: str | None) -> Bridge:
+    import showtell
+
+    return showtell.load() if model is None else showtell.load(model)
+
+
+def _images(paths: Sequence[Path]) -> list[Any]:
+    from showtell.pictures import load_image
+
+    return [load_image(path) for path in paths]
+
+
+def _image_out(path: Path) -> None:
+    """Finds out before any long work that an image cannot be written there."""
+    from showtell import files, pictures
+
+    pictures.image_kind(path)
+    files.check_writable(path)
+
+
+def _folder_out(path: Path) -> None:
+    """Finds out before any long work that a folder cannot be made or written to."""
+    from showtell import files
+
+    nearest = next(place for place in (path, *path.resolve().parents) if place.exists())
+    if not nearest.is_dir():
+        raise ShowtellError(f"cannot write to {path}: {nearest} is not a folder")
+    files.check_writable(nearest / ".showtell")
+
+
+def _said(text: str, what: str, instead: str) -> None:
+    if not text.strip():
+        raise ShowtellError(f"the {what} is empty; {instead}")
+
+
+def _language(language: str) -> None:
+    from showtell.world.language import LANGUAGES
+
+    if language not in LANGUAGES:
+        raise ShowtellError(f"unknown language {language!r}; use one of: {', '.join(LANGUAGES)}")
+
+
+def _numbers(text: str, separator: str) -> list[int] | None:
+    """One or two numbers of 1 or more, or None where the text is nothing of the kind."""
+    parts = text.split(separator)
+    whole = len(parts) <= 2 and all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts)
+    return [int(part) for part in parts] if whole else None
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    """(width, height) in pixels of "64" or "96x64"."""
+    if text is None:
+        return None, None
+    numbers = _numbers(text.lower(), "x")
+    if numbers is None:
+        raise ShowtellError(
+            f"cannot read the size {text!r}; give pixels, such as 64 or 96x64 (width x height)"
+        )
+    return numbers[0], numbers[-1]
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    """(low, high) of "3" or "1-4"."""
+    if text is None:
+        return None
+    numbers = _numbers(text, "-")
+    if numbers is None or numbers[0] > numbers[-1]:
+        raise ShowtellError(f"cannot read --objects {text!r}; give a number or a range, such as 3 or 1-4")
+    return numbers[0], numbers[-1]
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, names, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(names)}"
+
+
+def _scene_or_none(text: str) -> Any:
+    from showtell.world import Scene
+
+    try:
+        return Scene.parse(text)
+    except ShowtellError:
+        return None
+
+
+def _flat(record: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+    """The leaves of a nested record as (name, value) rows."""
+    rows: list[tuple[str, str]] = []
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{above}{key} ")
+        else:
+            rows.append((f"{above}{key}", f"{value:.3f}" if isinstance(value, float) else str(value)))
+    return rows
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*map(Text, row))  # as they are: a prompt may hold brackets
+    Console().print(table)
+
+
+def _print(value: Any) -> None:
+    """Text as it is, anything else as JSON."""
+    print(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _fail(error: Exception) -> None:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror.lower()}"
+    else:
+        message = " ".join(str(error).split())
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line. Bad input is one line and exit code 2, an interruption exit code 130."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their advice is for programmers
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    try:
+        app(args=arguments, prog_name="showtell")
+    except (ShowtellError, OSError) as error:
+        _fail(error)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("interrupted", file=sys.stderr)
+        raise
