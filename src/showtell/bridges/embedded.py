@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,11 @@ from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM
 from showtell.nets.token_lm import TokenLM
-from showtell.pictures import to_pil
+from showtell.pictures import letterbox, to_pil
+from showtell.weights import folder
 
 LANGUAGES = ("en", "zh", "es")
 STEPS, GUIDANCE = 24, 3.0
-
-
-def weights(name: str) -> Path:
-    """Folder of the packaged checkpoint `name`."""
-    return Path(str(files("showtell") / "weights" / name))
 
 
 class EmbeddedBridge(Bridge):
@@ -161,8 +156,7 @@ class EmbeddedBridge(Bridge):
 
     def _pixels(self, images: Any) -> Tensor:
         size = 64
-        pictures = [picture if picture.size == (size, size) else _fit(picture, size) for picture in to_pil(images)]
-        array = np.stack([np.asarray(picture) for picture in pictures])
+        array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
         return (torch.from_numpy(array.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1).to(self.model.device)
 
     def _checked(self, text: Any, what: str) -> str:
@@ -178,16 +172,6 @@ class EmbeddedBridge(Bridge):
         return row
 
 
-def _fit(picture: Any, size: int) -> Any:
-    """The picture scaled to fit a white square of `size` pixels."""
-    from PIL import Image, ImageOps
-
-    inner = ImageOps.contain(picture, (size, size), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", (size, size), "white")
-    canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
-    return canvas
-
-
 def load_default(device: Any = None, dtype: Any = None) -> EmbeddedBridge:
     """The packaged bridge."""
-    return EmbeddedBridge.from_pretrained(weights("bridge"), device, dtype)
+    return EmbeddedBridge.from_pretrained(folder("bridge"), device, dtype)

@@ -86,6 +86,16 @@ def corpus(seed: int = 0, scenes: int = 6000) -> Iterator[str]:
                 yield from (edit.text(language) for edit in edits(scene, rng, n=1))
 
 
+def scenes_like(rng: np.random.Generator, count: int, split: str = "train") -> list[Scene]:
+    """Scenes of the mixture's own distribution: the default world, and plainer faces of it with more to relate."""
+    seed = int(rng.integers(2**62))
+    chosen = rng.choice(len(_FACES), size=count, p=np.array([weight for _, weight in _FACES]) / 100)
+    made: list[Scene] = []
+    for index, (options, _) in enumerate(_FACES):
+        made += sample(int((chosen == index).sum()), seed, split, **options)  # type: ignore[arg-type]
+    return made
+
+
 class Mixture:
     """Callable (rng, batch size) -> batch, for `train.trainer.Stream`. Parts of the mixture: "scenes", "emoji", pairs.
 
@@ -143,17 +153,8 @@ class Mixture:
 
     # --- sources ---------------------------------------------------------------------------------------------------
 
-    def sample(self, pick: random.Random, count: int) -> list[Scene]:
-        """Scenes of the mixture's own distribution."""
-        kinds = [face for face, _ in _FACES]
-        chosen = pick.choices(range(len(kinds)), [weight for _, weight in _FACES], k=count)
-        made: list[Scene] = []
-        for index, options in enumerate(kinds):
-            made += sample(chosen.count(index), pick.getrandbits(62), self.split, **options)  # type: ignore[arg-type]
-        return made
-
     def _scenes(self, rng: np.random.Generator, pick: random.Random, count: int) -> Any:
-        scenes = self.sample(pick, count)
+        scenes = scenes_like(rng, count, self.split)
         images = draw(scenes)
         show, tell, starts = [], [], []
         for scene in scenes:
@@ -225,7 +226,7 @@ class Mixture:
         return show, tell, [1] * count, images, self._spoil(rng, images)
 
     def _edits(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
-        made = [edits(scene, pick, n=1)[0] for scene in self.sample(pick, count)]
+        made = [edits(scene, pick, n=1)[0] for scene in scenes_like(rng, count, self.split)]
         dropped = rng.random(count) < self.drop
         rows = []
         for edit, drop in zip(made, dropped, strict=True):

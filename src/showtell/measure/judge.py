@@ -1,0 +1,217 @@
+"""The judge: a network that parses any image back into a Scene, and the scores that follow from it.
+
+Two judges of different architecture and training draw are packaged ("judge", convolutional, and "judge2", a vision
+transformer): what one has optimised, the other scores. Their own accuracy is in docs/judge.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from showtell.bridges.base import as_list
+from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES
+from showtell.errors import ShowtellError
+from showtell.nets.scene_parser import SceneParser
+from showtell.pictures import to_pil
+from showtell.weights import folder
+from showtell.world.scene import TURNABLE, Scene, SceneError, SceneObject, holds
+
+JUDGES = ("judge", "judge2")
+
+
+def pixels(images: Any, size: int = 64) -> Tensor:
+    """Anything that holds RGB images -> (n, 3, size, size) in [-1, 1], letterboxed on white where not square."""
+    from showtell.pictures import letterbox
+
+    array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a judge read in one image, and the probability it gives to having read all of it right, in [0, 1]."""
+
+    scene: Scene
+    confidence: float
+
+
+class Judge:
+    """A SceneParser with a mouth: images in, scenes out."""
+
+    def __init__(self, model: SceneParser, device: Any = None) -> None:
+        self.model = model.eval().to(device or "cpu")
+
+    @classmethod
+    def from_pretrained(cls, path: Any, device: Any = None) -> Judge:
+        return cls(SceneParser.from_pretrained(path, dtype=torch.float32, use_safetensors=True), device)
+
+    @torch.no_grad()
+    def outputs(self, images: Any, batch: int = 256) -> Iterator[dict[str, np.ndarray]]:
+        """The network's probabilities, image by image."""
+        signal = pixels(images) if not isinstance(images, Tensor) else images
+        for part in signal.split(batch):
+            out = self.model(part.to(self.model.device))
+            out["present"] = out["present"].sigmoid()
+            for name in (*OBJECT_VALUES, *SCENE_VALUES, "word"):
+                out[name] = out[name].softmax(dim=-1)
+            arrays = {name: value.float().cpu().numpy() for name, value in out.items()}
+            for i in range(len(part)):
+                yield {name: value[i] for name, value in arrays.items()}
+
+    def read(self, images: Any) -> list[Parsed]:
+        """What each image shows. At least one object is always reported: the likeliest one."""
+        return [_read(out) for out in self.outputs(images)]
+
+    def parse(self, images: Any) -> list[Scene]:
+        """The scene of each image."""
+        return [parsed.scene for parsed in self.read(images)]
+
+    @torch.no_grad()
+    def features(self, images: Any, batch: int = 256) -> np.ndarray:
+        """(n, width) descriptors of whole images, for distances between sets of images."""
+        parts = [self.model(p.to(self.model.device))["features"].cpu() for p in pixels(images).split(batch)]
+        return torch.cat(parts).numpy()
+
+
+def _read(out: dict[str, np.ndarray]) -> Parsed:
+    present = out["present"]
+    found = np.flatnonzero(present > 0.5)
+    found = found[np.argsort(-present[found])][:5] if len(found) else np.array([present.argmax()])
+    confidence = float(np.where(present > 0.5, present, 1 - present).prod())
+    ranks = np.argsort(np.argsort(out["depth"][found]))
+    things = []
+    for rank, i in zip(ranks, found, strict=True):
+        facts = {}
+        for name, values in OBJECT_VALUES.items():
+            best = int(out[name][i].argmax())
+            if name == "rotation" and facts["shape"] not in TURNABLE:
+                best = 0
+            else:
+                confidence *= float(out[name][i][best])
+            facts[name] = values[best]
+        x, y = (round(float(v), 4) for v in out["place"][i])
+        things.append(SceneObject(x=x, y=y, depth=int(rank), **facts))
+    rest = {}
+    for name, options in SCENE_VALUES.items():
+        best = int(out[name].argmax())
+        confidence *= float(out[name][best])
+        rest[name] = options[best]
+    letters = out["word"].argmax(axis=-1)
+    confidence *= float(out["word"].max(axis=-1).prod())
+    word = "".join(LETTERS[i] for i in letters).split(" ")[0]
+    return Parsed(Scene(tuple(things), word=word, **rest).canonical(), confidence)
+
+
+@lru_cache(maxsize=4)
+def load_judge(name: str = "judge", device: str = "cpu") -> Judge:
+    """A packaged judge, one of `JUDGES`."""
+    if name not in JUDGES:
+        raise ShowtellError(f"unknown judge {name!r}; use one of: {', '.join(JUDGES)}")
+    return Judge.from_pretrained(folder(name), device)
+
+
+@dataclass(frozen=True)
+class SceneScores:
+    """One row per image, each in [0, 1]: see `scene_accuracy`."""
+
+    objects: np.ndarray
+    attributes: np.ndarray
+    relations: np.ndarray
+    counts: np.ndarray
+    whole: np.ndarray
+
+    def to_dict(self) -> dict[str, float]:
+        """The mean of each score; relations over the scenes that state one (nan where none does)."""
+        return {
+            name: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan")
+            for name, value in vars(self).items()
+        }
+
+
+def compare(wanted: Scene, seen: Scene) -> tuple[float, float, float, float, float]:
+    """(objects, attributes, relations, counts, whole) of one scene: see `scene_accuracy`."""
+    pairs = _pair_up(wanted.objects, seen.objects)
+    names = ("shape", "colour")
+    objects = sum(b is not None and all(getattr(a, n) == getattr(b, n) for n in names) for a, b in pairs) / len(pairs)
+    facts = [getattr(a, n) == getattr(b, n) for a, b in pairs for n in OBJECT_VALUES if b is not None]
+    facts += [False] * sum(len(OBJECT_VALUES) for _, b in pairs if b is None)
+    facts += [getattr(wanted, n) == getattr(seen, n) for n in (*SCENE_VALUES, "word")]
+    partner = {id(a): b for a, b in pairs}
+    stated = []
+    for r in wanted.relations:
+        groups = [tuple(partner[id(o)] for o in wanted.groups[i]) for i in (r.subject, *r.objects)]
+        there = all(o is not None for group in groups for o in group)
+        stated.append(there and holds(r.kind, *groups))  # type: ignore[arg-type]
+    relations = float(np.mean(stated)) if stated else float("nan")
+    kinds, shown = (Counter((o.shape, o.colour) for o in s.objects) for s in (wanted, seen))
+    counts = float(np.mean([shown[kind] == number for kind, number in kinds.items()]))
+    return objects, float(np.mean(facts)), relations, counts, float(wanted.matches(seen))
+
+
+def _pair_up(
+    wanted: Sequence[SceneObject], seen: Sequence[SceneObject]
+) -> list[tuple[SceneObject, SceneObject | None]]:
+    """Each wanted object with the seen object that shares most facts with it, at most one each (greedy, best first)."""
+    weight = {"shape": 3, "colour": 3}
+    ranked = sorted(
+        ((sum(weight.get(n, 1) * (getattr(a, n) == getattr(b, n)) for n in OBJECT_VALUES), -i, -j)
+         for i, a in enumerate(wanted) for j, b in enumerate(seen)), reverse=True)  # fmt: skip
+    left, right = {}, set()
+    for score, i, j in ranked:
+        if score >= 3 and -i not in left and -j not in right:
+            left[-i] = seen[-j]
+            right.add(-j)
+    return [(a, left.get(i)) for i, a in enumerate(wanted)]
+
+
+def scene_accuracy(images: Any, scenes: Scene | Sequence[Scene], judge: Judge | str = "judge") -> SceneScores:
+    """How much of each scene its image shows, as the judge reads it.
+
+    objects: share of the wanted objects there with their shape and colour. attributes: share of all facts right
+    (shape, colour, size, texture, state, rotation, background, style, light, word). relations: share of the stated
+    relations that hold (nan where none is stated). counts: share of the kinds (shape, colour) there in the right
+    number. whole: 1 where everything is right (`Scene.matches`) and nothing else is there.
+    Raises ShowtellError where the numbers of images and scenes differ.
+    """
+    judge = load_judge(judge) if isinstance(judge, str) else judge
+    seen = judge.parse(images)
+    wanted = as_list(scenes)
+    if len(seen) != len(wanted):
+        raise ShowtellError(f"{len(seen)} images but {len(wanted)} scenes; give one scene per image")
+    rows = np.array([compare(a, b) for a, b in zip(wanted, seen, strict=True)])
+    return SceneScores(*rows.T)
+
+
+def score(images: Any, texts: Any) -> list[float]:
+    """How well each image shows its text, in [0, 1].
+
+    A text about scenes: the mean of the judge's object, attribute, relation and count scores. Any other text: the
+    cosine of image and text in the embedded bridge's space, rescaled from [-1, 1].
+    Raises ShowtellError where the numbers differ or a text is empty.
+    """
+    pictures, sentences = to_pil(images), as_list(texts)
+    if len(pictures) != len(sentences):
+        raise ShowtellError(f"{len(pictures)} images but {len(sentences)} texts; give one text per image")
+    return [_score(picture, text) for picture, text in zip(pictures, sentences, strict=True)]
+
+
+def _score(picture: Any, text: str) -> float:
+    if not isinstance(text, str) or not text.strip():
+        raise ShowtellError("empty text; write what the image should show")
+    try:
+        wanted = Scene.parse(text)
+    except SceneError:
+        import showtell
+
+        bridge = showtell.load()
+        cosine = float((bridge.embed(images=picture) * bridge.embed(texts=text)).sum())
+        return (cosine + 1) / 2
+    return float(np.nanmean(compare(wanted, load_judge().parse(picture)[0])[:4]))

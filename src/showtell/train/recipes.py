@@ -1,0 +1,250 @@
+"""`showtell train NAME`: the recipe of every packaged checkpoint, and of your own on a folder of captioned images.
+
+A recipe makes a model and its data, hands both to the trainer, and writes the averaged weights in bfloat16 in the
+Hugging Face layout, with a card that says how they came about.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from showtell import files
+from showtell.data.mix import SPECIAL, Codec, Mixture, corpus
+from showtell.errors import ShowtellError
+from showtell.train import objectives
+from showtell.train.trainer import Stream, TrainResult, fit
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """model() makes the network, data(source) the batch maker (rng, size) -> arrays, loss is the objective.
+
+    steps, batch, lr: what the packaged checkpoint took. extras(folder): files saved beside the weights.
+    """
+
+    about: str
+    model: Callable[[], Any]
+    data: Callable[[str], Callable[[np.random.Generator, int], Batch]]
+    loss: Callable[..., Any]
+    steps: int
+    batch: int
+    lr: float
+    text: bool = False
+    sources: tuple[str, ...] = ("scenes",)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def packaged_codec() -> Codec:
+    """The tokenizer that comes with the package (folder weights/tokenizer)."""
+    from transformers import PreTrainedTokenizerFast
+
+    from showtell.weights import folder
+
+    return Codec(PreTrainedTokenizerFast.from_pretrained(folder("tokenizer")))
+
+
+def mixture(source: str, **options: Any) -> Mixture:
+    """The mixture that `--data` names: "scenes", "emoji", both with a comma, or a folder of captioned images."""
+    names = source.split(",")
+    if set(names) <= {"scenes", "emoji"}:
+        from showtell.data.emoji import load
+
+        emoji = load() if "emoji" in names else None
+        return Mixture(packaged_codec(), scenes="scenes" in names, emoji=emoji, **options)
+    from showtell.data.folder import load_folder
+
+    return Mixture(packaged_codec(), scenes=False, pairs=load_folder(source), **options)
+
+
+def _scenes(source: str) -> Callable[[np.random.Generator, int], Batch]:
+    """Images and targets for parsers, some of them noisy, blurred or coarse, as generated images are."""
+    from showtell.data.degrade import degrade
+    from showtell.data.mix import scenes_like
+    from showtell.data.targets import targets
+    from showtell.world import draw
+
+    def make(rng: np.random.Generator, size: int) -> Batch:
+        scenes = scenes_like(rng, size)
+        return {"image": degrade(draw(scenes), rng, share=0.4)} | targets(scenes)
+
+    return make
+
+
+def _pictures(source: str) -> Callable[[np.random.Generator, int], Batch]:
+    """Scenes and emoji, half and half, for the image tokenizer."""
+    from showtell.data.emoji import augment, load
+    from showtell.data.mix import scenes_like
+    from showtell.world import draw
+
+    emoji = load().images
+
+    def make(rng: np.random.Generator, size: int) -> Batch:
+        rows = rng.integers(len(emoji), size=size // 2)
+        shifted = augment(emoji[rows], rng, noise=0.0)
+        return {"image": np.concatenate([draw(scenes_like(rng, size - size // 2)), shifted])}
+
+    return make
+
+
+def _emoji(source: str) -> Callable[[np.random.Generator, int], Batch]:
+    """Degraded emoji with their index."""
+    from showtell.data.degrade import degrade
+    from showtell.data.emoji import augment, load
+
+    emoji = load().images
+
+    def make(rng: np.random.Generator, size: int) -> Batch:
+        label = rng.integers(len(emoji), size=size)
+        return {"image": degrade(augment(emoji[label], rng), rng, share=0.5), "label": label}
+
+    return make
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def _flow() -> Any:
+    from showtell.nets.flow_lm import FlowLM, FlowLMConfig
+
+    return FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer)))
+
+
+def _tokens(masked: bool) -> Any:
+    from showtell.nets.fsq import FSQModel
+    from showtell.nets.token_lm import TokenLM, TokenLMConfig
+    from showtell.weights import folder
+
+    model = TokenLM(TokenLMConfig(text_vocab=len(packaged_codec().tokenizer), masked=masked))
+    model.tokenizer.load_state_dict(FSQModel.from_pretrained(folder("fsq")).state_dict())
+    return model
+
+
+def _parser(**sizes: Any) -> Any:
+    from showtell.nets.scene_parser import SceneParser, SceneParserConfig
+
+    return SceneParser(SceneParserConfig(**sizes))
+
+
+def _fsq() -> Any:
+    from showtell.nets.fsq import FSQModel
+
+    return FSQModel()
+
+
+def _retrieval() -> Any:
+    from showtell.data.emoji import load
+    from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig
+
+    return ImageEncoder(ImageEncoderConfig(classes=len(load().items)))
+
+
+_BOTH = ("scenes,emoji", "scenes", "emoji", "FOLDER")
+RECIPES: dict[str, Recipe] = {
+    "bridge": Recipe(
+        "both directions: words by next token, images by rectified flow",
+        _flow, mixture, objectives.flow_objective, 20000, 512, 1e-3, True, _BOTH,
+    ),
+    "bridge-tokens": Recipe(
+        "both directions: words and image tokens by next token",
+        lambda: _tokens(False), mixture, objectives.token_objective, 20000, 512, 1e-3, True, _BOTH,
+    ),
+    "bridge-masked": Recipe(
+        "both directions: words by next token, image tokens by masked prediction",
+        lambda: _tokens(True), mixture, objectives.token_objective, 20000, 512, 1e-3, True, _BOTH,
+    ),
+    "judge": Recipe(
+        "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
+    ),
+    "judge2": Recipe(
+        "scene parser, vision transformer, another draw of scenes",
+        lambda: _parser(trunk="vit", depth=6), _scenes, objectives.parser_objective, 12000, 256, 1e-3,
+    ),
+    "fsq": Recipe(
+        "image tokenizer, 256 tokens of 1,000 codes",
+        _fsq, _pictures, objectives.tokenizer_objective, 6000, 128, 2e-3, sources=("scenes,emoji",),
+    ),
+    "emoji-eye": Recipe(
+        "emoji retrieval model", _retrieval, _emoji, objectives.retrieval_objective, 6000, 256, 2e-3, sources=("emoji",),
+    ),
+}  # fmt: skip
+NAMES = ("tokenizer", *RECIPES)
+
+
+def run(
+    name: str,
+    data: str | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    **options: Any,
+) -> TrainResult | None:
+    """Trains recipe `name` into `out` (default: ./NAME); options go to `showtell.train.trainer.fit`.
+
+    data: one of the recipe's sources. Raises ShowtellError for unknown names or sources.
+    """
+    if name not in NAMES:
+        import difflib
+
+        near = difflib.get_close_matches(name, NAMES, 3) or NAMES
+        raise ShowtellError(f"unknown recipe {name!r}; did you mean: {', '.join(near)}?")
+    target = Path(out or name)
+    if name == "tokenizer":
+        train_packaged_tokenizer(target)
+        return None
+    recipe = RECIPES[name]
+    source = data or recipe.sources[0]
+    if source not in recipe.sources and not ("FOLDER" in recipe.sources and Path(source).is_dir()):
+        raise ShowtellError(f"{name} cannot train on {source!r}; give one of: {', '.join(recipe.sources)}")
+    seed = seed + 1_000_000 * (name == "judge2")  # the second judge sees other scenes
+    torch.manual_seed(seed)
+    model = recipe.model()
+    stream = Stream(recipe.data(source), batch or recipe.batch, workers=workers)
+    work = target.with_name(target.name + ".training")
+    result = fit(
+        model, recipe.loss, stream, steps=steps or recipe.steps, lr=options.pop("lr", recipe.lr), out=work,
+        resume=resume, seed=seed, save_every=options.pop("save_every", 1000), **options,
+    )  # fmt: skip
+    if not getattr(result, "interrupted", False):
+        save(result.model, target, recipe, {"recipe": name, "data": source, "seed": seed, "steps": result.steps,
+                                            "samples": result.samples, "seconds": round(result.seconds)})  # fmt: skip
+    return result
+
+
+def save(model: Any, target: Path, recipe: Recipe, card: dict[str, Any]) -> None:
+    """Writes the checkpoint in bfloat16 with its card, and tokenizer and word list for models of text."""
+    model = model.to("cpu", torch.bfloat16)
+    model.save_pretrained(target)
+    if recipe.text:
+        from showtell.weights import folder
+
+        for path in folder("tokenizer").iterdir():
+            files.write(target / path.name, path.read_bytes())
+    card |= {"about": recipe.about, "parameters": sum(p.numel() for p in model.parameters())}
+    files.write(target / "card.json", json.dumps(card, indent=1) + "\n")
+
+
+def train_packaged_tokenizer(target: Path) -> None:
+    """The tokenizer of the embedded models, and the list of the words that they know."""
+    from showtell.data.emoji import load
+    from showtell.data.text import known_words, train_tokenizer
+
+    texts = list(corpus())
+    names = [name for item in load().items for code in ("en", "zh", "es") if (name := item.names.get(code))]
+    tokenizer = train_tokenizer([*texts, *names * 8], vocab_size=2048, special=SPECIAL)
+    target.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(target)
+    files.write(target / "words.json", json.dumps(known_words([*texts, *names]), ensure_ascii=False))
