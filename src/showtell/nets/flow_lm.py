@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from showtell.nets.segments import segment_mask, segment_positions, tell
+
 
 class FlowLMConfig(PretrainedConfig):
     """Sizes of a FlowLM. image_size and patch_size in pixels; text_length in tokens (longer text is refused)."""
@@ -99,21 +101,11 @@ class FlowLM(PreTrainedModel):
         return self.patch_in(self.patches(noisy)) + self.place[1] + clock[:, None]
 
     def positions(self, source: bool, text: int, target: bool, device: Any) -> Tensor:
-        """Rotary positions: each segment has its own fixed range, whichever segments are present."""
-        image, start = self.grid**2, self.grid**2 + self.config.text_length
-        parts = [range(image)] * source + [range(image, image + text)] + [range(start, start + image)] * target
-        return torch.tensor([i for part in parts for i in part], device=device)[None]
+        image = self.grid**2
+        return segment_positions(image, self.config.text_length, source, text, image * target, device)
 
     def mask(self, source: bool, valid: Tensor, target: bool) -> Tensor:
-        """Who may attend to whom: bool (n, 1, length, length). valid: (n, text) bool, False at padding."""
-        image = self.grid**2
-        n, text = valid.shape
-        kind = torch.tensor([0] * image * source + [1] * text + [2] * image * target, device=valid.device)
-        order = torch.arange(len(kind), device=valid.device)
-        allowed = (order[:, None] >= order) | ((kind[:, None] == kind) & (kind != 1))
-        ones = valid.new_ones(n, image)
-        keys = torch.cat([ones] * source + [valid] + [ones] * target, dim=1)
-        return (allowed & keys[:, None])[:, None]
+        return segment_mask(self.grid**2, source, valid, self.grid**2 * target)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -195,25 +187,4 @@ class FlowLM(PreTrainedModel):
     def tell(self, ids: Tensor, valid: Tensor, source: Tensor, stop: int, length: int) -> list[list[int]]:
         """Greedy continuation of each row until `stop` or `length` new tokens, given a source image per row."""
         cache, hidden = self.prefix(ids, valid, source)
-        n, image, start = len(ids), self.grid**2, valid.sum(dim=1)
-        rows = torch.arange(n, device=ids.device)
-        token = self.logits(hidden[rows, start - 1]).argmax(dim=-1)
-        told = [token]
-        done = token == stop
-        keys = torch.cat([valid.new_ones(n, image), valid], dim=1)
-        for step in range(min(length, self.config.text_length - int(start.max())) - 1):
-            if bool(done.all()):
-                break
-            keys = torch.cat([keys, valid.new_ones(n, 1)], dim=1)
-            hidden = self.backbone(
-                inputs_embeds=self.backbone.embed_tokens(token)[:, None],
-                attention_mask=keys[:, None, None],
-                position_ids=(image + start + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            token = self.logits(hidden[:, -1]).argmax(dim=-1)
-            told.append(token)
-            done |= token == stop
-        sequences = torch.stack(told, dim=1).tolist()
-        return [row[: row.index(stop)] if stop in row else row for row in sequences]
+        return tell(self, cache, hidden, valid, self.grid**2, stop, length)

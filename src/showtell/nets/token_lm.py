@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedMo
 from transformers.cache_utils import DynamicCache
 
 from showtell.nets.fsq import FSQModel
+from showtell.nets.segments import segment_mask, segment_positions, tell
 
 
 class TokenLMConfig(PretrainedConfig):
@@ -85,20 +86,10 @@ class TokenLM(PreTrainedModel):
         return torch.cat(parts, dim=1)
 
     def positions(self, source: bool, text: int, target: int, device: Any) -> Tensor:
-        image, start = self.config.image_tokens, self.config.image_tokens + self.config.text_length
-        parts = [range(image)] * source + [range(image, image + text), range(start, start + target)]
-        return torch.tensor([i for part in parts for i in part], device=device)[None]
+        return segment_positions(self.config.image_tokens, self.config.text_length, source, text, target, device)
 
     def mask(self, source: bool, valid: Tensor, target: int) -> Tensor:
-        """Bool (n, 1, length, length): causal, but bidirectional within the source and, if masked, the target."""
-        n, text = valid.shape
-        image = self.config.image_tokens
-        kind = torch.tensor([0] * image * source + [1] * text + [2] * target, device=valid.device)
-        order = torch.arange(len(kind), device=valid.device)
-        both = (kind == 0) | (kind == 2) if self.config.masked else kind == 0
-        allowed = (order[:, None] >= order) | ((kind[:, None] == kind) & both)
-        keys = torch.cat([valid.new_ones(n, image)] * source + [valid, valid.new_ones(n, target)], dim=1)
-        return (allowed & keys[:, None])[:, None]
+        return segment_mask(self.config.image_tokens, source, valid, target, self.config.masked)
 
     def forward(
         self, ids: Tensor, valid: Tensor, source: Tensor | None = None, target: Tensor | None = None
@@ -227,23 +218,4 @@ class TokenLM(PreTrainedModel):
     def tell(self, ids: Tensor, valid: Tensor, source: Tensor, stop: int, length: int) -> list[list[int]]:
         """Greedy continuation of each row until `stop` or `length` new tokens, given source codes per row."""
         cache, hidden = self.prefix(ids, valid, source)
-        n, image, start = len(ids), self.config.image_tokens, valid.sum(dim=1)
-        token = self.logits(hidden[torch.arange(n, device=ids.device), start - 1]).argmax(dim=-1)
-        told, done = [token], token == stop
-        keys = torch.cat([valid.new_ones(n, image), valid], dim=1)
-        for step in range(min(length, self.config.text_length - int(start.max())) - 1):
-            if bool(done.all()):
-                break
-            keys = torch.cat([keys, valid.new_ones(n, 1)], dim=1)
-            hidden = self.backbone(
-                inputs_embeds=self.backbone.embed_tokens(token)[:, None],
-                attention_mask=keys[:, None, None],
-                position_ids=(image + start + step)[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            token = self.logits(hidden[:, -1]).argmax(dim=-1)
-            told.append(token)
-            done |= token == stop
-        sequences = torch.stack(told, dim=1).tolist()
-        return [row[: row.index(stop)] if stop in row else row for row in sequences]
+        return tell(self, cache, hidden, valid, self.config.image_tokens, stop, length)

@@ -1,0 +1,62 @@
+"""What models over [source image] [words] [target image] share: who sees whom, where each segment sits, greedy telling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+
+def segment_mask(image: int, source: bool, valid: Tensor, target: int, two_way_target: bool = True) -> Tensor:
+    """Bool (n, 1, length, length), True where a row may attend to a column.
+
+    Causal over the whole sequence; bidirectional within the source, and within the target if `two_way_target`.
+    image: tokens of the source; target: tokens of the target; valid (n, text): False at padding, which nobody sees.
+    """
+    n, text = valid.shape
+    kind = torch.tensor([0] * image * source + [1] * text + [2] * target, device=valid.device)
+    order = torch.arange(len(kind), device=valid.device)
+    both = (kind == 0) | (kind == 2) if two_way_target else kind == 0
+    allowed = (order[:, None] >= order) | ((kind[:, None] == kind) & both)
+    keys = torch.cat([valid.new_ones(n, image)] * source + [valid, valid.new_ones(n, target)], dim=1)
+    return (allowed & keys[:, None])[:, None]
+
+
+def segment_positions(image: int, limit: int, source: bool, text: int, target: int, device: Any) -> Tensor:
+    """Rotary positions (1, length): each segment has its own fixed range, whichever segments are present."""
+    start = image + limit
+    parts = [range(image)] * source + [range(image, image + text), range(start, start + target)]
+    return torch.tensor([i for part in parts for i in part], device=device)[None]
+
+
+@torch.no_grad()
+def tell(
+    model: Any, cache: DynamicCache, hidden: Tensor, valid: Tensor, image: int, stop: int, length: int
+) -> list[list[int]]:
+    """Greedy continuation of each row until `stop` or `length` new tokens, after a prefix of source image and words.
+
+    hidden (n, text, d): states of the words; valid (n, text): False at padding. The model has `logits`, `backbone` and
+    a `text_length` that the words and their continuation keep within.
+    """
+    n, start = len(valid), valid.sum(dim=1)
+    token = model.logits(hidden[torch.arange(n, device=valid.device), start - 1]).argmax(dim=-1)
+    told, done = [token], token == stop
+    keys = torch.cat([valid.new_ones(n, image), valid], dim=1)
+    for step in range(min(length, model.config.text_length - int(start.max())) - 1):
+        if bool(done.all()):
+            break
+        keys = torch.cat([keys, valid.new_ones(n, 1)], dim=1)
+        last = model.backbone(
+            inputs_embeds=model.backbone.embed_tokens(token)[:, None],
+            attention_mask=keys[:, None, None],
+            position_ids=(image + start + step)[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        token = model.logits(last[:, -1]).argmax(dim=-1)
+        told.append(token)
+        done |= token == stop
+    sequences = torch.stack(told, dim=1).tolist()
+    return [row[: row.index(stop)] if stop in row else row for row in sequences]
