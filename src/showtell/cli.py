@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -212,7 +213,7 @@ def world_sample(
     scenes = sample(number, seed=seed, split=split, objects=_range(objects))
     captions = [scene.caption(language) for scene in scenes]
     if out is not None:
-        pictures.save(pictures.grid([draw(scene) for scene in scenes]), out)
+        pictures.save(pictures.grid(draw(scenes)), out)
         _print(f"{out}: {number} scenes")
     if json_out is not None:
         records = [
@@ -395,15 +396,23 @@ def _fail(error: Exception) -> None:
     raise SystemExit(2)
 
 
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """One line for what a bridge warns of, such as an unknown word; nothing for what programmers are warned of."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line. Bad input is one line and exit code 2, an interruption exit code 130."""
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their advice is for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    try:
-        app(args=arguments, prog_name="showtell")
-    except (ShowtellError, OSError) as error:
-        _fail(error)
-    except SystemExit as stop:
-        if stop.code == 130:
-            print("interrupted", file=sys.stderr)
-        raise
+    with warnings.catch_warnings():
+        warnings.showwarning = _warn
+        try:
+            app(args=arguments, prog_name="showtell")
+        except (ShowtellError, OSError) as error:
+            _fail(error)
+        except SystemExit as stop:
+            if stop.code == 130:
+                print("interrupted", file=sys.stderr)
+            raise
