@@ -15,7 +15,7 @@ from showtell.world import Scene, draw
 
 
 class WorldBridge:
-    """Shows scenes exactly, everything else as one circle; tells what it showed, in the language asked for."""
+    """Shows scenes exactly, all else as one circle; tells what it showed, in the language asked for."""
 
     name = "a bridge <b>for tests</b>"
     can = frozenset({"generate", "caption", "edit", "answer"})

@@ -397,7 +397,7 @@ def _fail(error: Exception) -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """One line for what a bridge warns of, such as an unknown word; nothing for what programmers are warned of."""
+    """One line for what a bridge warns of, such as an unknown word; none for what programmers are told."""
     if issubclass(category, UserWarning):
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
