@@ -1,100 +1,34 @@
-"""From a `Scene` to pixels, masks, boxes, depth, edges and layers, at any resolution.
-
-Everything visible is a table of drawables, one row per object or shadow. Rows of one crop size are
-rasterised together: coordinates, signed distance per shape, coverage `clip(0.5 - distance * size, 0, 1)`,
-texture and rim; then each picture is composited from far to near. No number depends on the rest of the
-batch, so a batch of one is bit-equal to a row of a batch of many.
-"""
+"""From a `Scene` to its picture, masks, boxes, depth, edges and layers, at any resolution."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from showtell.world.glyphs import area_weights, written
-from showtell.world.scene import (
-    BACKGROUNDS,
-    COLOURS,
-    SHAPES,
-    STATES,
-    TEXTURES,
-    Scene,
-    SceneError,
-    SceneObject,
+from showtell.world.raster import (
+    OWNER,
+    PICTURE,
+    SHADOW,
+    Floats,
+    Table,
+    View,
+    drawables,
+    over,
+    rasterise,
+    stacking,
 )
-from showtell.world.shapes import DISTANCE
+from showtell.world.scene import MAX_OBJECTS, Scene, SceneError
+from showtell.world.shapes import clip_left, outlines, turned
 
-Floats = NDArray[Any]  # float32: everything per pixel
-Table = NDArray[Any]  # float64: everything per object
-
-RGB = {
-    "red": (222, 36, 40), "orange": (246, 134, 28), "yellow": (250, 218, 40), "green": (36, 156, 66),
-    "cyan": (40, 206, 216), "blue": (38, 78, 222), "purple": (136, 48, 188), "pink": (250, 138, 192),
-    "brown": (126, 76, 36), "black": (26, 26, 28), "white": (250, 250, 250), "grey": (132, 135, 140),
-}  # fmt: skip
-"""Colour -> the red, green and blue of its solid surface, 0 to 255."""
-
-RIM = 0.012  # width of an object's rim, in canvas units (at scale 1, like the lengths below)
-PERIOD = 0.094  # of every texture: two fit into the smallest object
-_STROKE = 0.036  # width of the outline style's stroke
-_WOBBLE = 0.010  # how far watercolour's edges stray
-_SHADOW = (0.036, 0.04, 0.38)  # offset, softness, opacity
-_SHADE = 46.0  # brightness that light adds on one side and takes on the other, of 255
 _CELLS = 32  # the mosaic's cells across
-_CHUNK = 48 * 64 * 64  # pixels worked on at once: what stays in cache
-_TOWARDS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
-
-
-def _palette() -> Table:
-    """(colours, 9): surface, second tone of textures and rim of each colour."""
-    rows = []
-    for name in COLOURS:
-        surface = np.array(RGB[name], float)
-        bright = surface @ (0.3, 0.59, 0.11)
-        tone = 0.5 * surface if bright > 125 else surface + 0.62 * (255 - surface)
-        rim = (0.5 if bright > 200 else 0.62) * surface if bright > 40 else surface + 0.36 * (255 - surface)
-        rows.append(np.concatenate([surface, tone, rim]))
-    return np.array(rows)
-
-
-PALETTE = _palette()
-_PAINTS = [tuple(row) for row in PALETTE.tolist()]
-_SHAPE, _COLOUR = ({name: i for i, name in enumerate(names)} for names in (SHAPES, COLOURS))
-_TEXTURE, _STATE = ({name: i for i, name in enumerate(names)} for names in (TEXTURES, STATES))
-_HAND = {"outline": 1, "watercolour": 2}  # styles that change how an object is drawn
-
-# Columns of a table of drawables, far before near within a picture.
-(
-    PICTURE, OWNER, KIND, X, Y, EXTENT, SCALE, ANGLE,
-    TEXTURE, STATE, ALPHA, SOFT, HAND, LIGHT_X, LIGHT_Y, SHADOW,
-) = range(16)  # fmt: skip
-PAINT = slice(16, 25)
-Row = tuple[float, ...]
-
-
-class View(NamedTuple):
-    """Where the camera looks: how far the picture's middle is from the canvas's, and the magnification."""
-
-    x: float = 0.0
-    y: float = 0.0
-    zoom: float = 1.0
-
-
-class Pose(NamedTuple):
-    """An object at one moment. `scale` is relative to its size at rest, `angle` in degrees clockwise."""
-
-    x: float
-    y: float
-    scale: float
-    angle: float
-    alpha: float
-    paint: tuple[float, ...]
+CHUNK = 96 * 64 * 64  # pixels worked on at once: what stays in cache
+_STILL = View()
 
 
 class Picture(NamedTuple):
@@ -106,16 +40,6 @@ class Picture(NamedTuple):
     view: View
 
 
-class Crop(NamedTuple):
-    """One drawable on its part of the canvas; `paint` is premultiplied by `coverage`."""
-
-    rows: slice
-    columns: slice
-    coverage: Floats  # (h, w) in [0, 1]
-    paint: Floats  # (3, h, w) in [0, 255]
-    distance: Floats  # (h, w) signed, in canvas units
-
-
 def draw(scenes: Scene | Sequence[Scene], size: int = 64) -> NDArray[np.uint8]:
     """Pictures of the scenes, (n, size, size, 3) uint8; n is 1 for a single scene. No motion, no camera.
 
@@ -124,10 +48,10 @@ def draw(scenes: Scene | Sequence[Scene], size: int = 64) -> NDArray[np.uint8]:
     many = [scenes] if isinstance(scenes, Scene) else scenes
     check_size(size)
     out = np.empty((len(many), size, size, 3), np.uint8)
-    step = max(1, _CHUNK // (size * size))
+    step = max(1, CHUNK // (size * size))
     for first in range(0, len(many), step):
         chunk = many[first : first + step]
-        pictures = [Picture(s.background, s.style, s.word, View()) for s in chunk]
+        pictures = [Picture(s.background, s.style, s.word, _STILL) for s in chunk]
         table = drawables((i, s, None) for i, s in enumerate(chunk))
         out[first : first + step] = paint(pictures, table, size)
     return out
@@ -136,246 +60,6 @@ def draw(scenes: Scene | Sequence[Scene], size: int = 64) -> NDArray[np.uint8]:
 def check_size(size: int) -> None:
     if not 16 <= size <= 2048:
         raise SceneError(f"size {size} is out of range; use 16 to 2048 pixels")
-
-
-# --- drawables
-
-
-def stacking(scene: Scene) -> list[int]:
-    """Indices into `scene.objects` from far to near; of equal depths the one listed later is nearer."""
-    return sorted(range(len(scene.objects)), key=lambda i: -scene.objects[i].depth)
-
-
-def at_rest(thing: SceneObject) -> Pose:
-    return Pose(thing.x, thing.y, 1.0, thing.rotation, 1.0, _PAINTS[_COLOUR[thing.colour]])
-
-
-def drawables(
-    moments: Iterable[tuple[int, Scene, Sequence[Pose] | None]], views: Sequence[View] = ()
-) -> Table:
-    """(k, 25) float64: a row per shadow and object of each (picture number, scene, poses or None at rest)."""
-    rows: list[Row] = []
-    for picture, scene, poses in moments:
-        things = scene.objects
-        view = views[picture] if views else None
-        hand = _HAND.get(scene.style, 0)
-        soft = 0.026 if hand == 2 else 0.0
-        light = _TOWARDS.get(scene.light)
-        for i in stacking(scene) if len(things) > 1 else (0,):
-            thing = things[i]
-            x, y, scale, angle, alpha, colours = poses[i] if poses else at_rest(thing)
-            if view:
-                x, y = 0.5 + (x - 0.5 - view.x) * view.zoom, 0.5 + (y - 0.5 - view.y) * view.zoom
-                scale *= view.zoom
-            radius = thing.radius * scale
-            form = (scale, angle, _TEXTURE[thing.texture], _STATE[thing.state])
-            if light:
-                lx, ly = light
-                offset, blur, opacity = _SHADOW
-                dx, dy = x - lx * offset * scale, y - ly * offset * scale
-                rows.append((picture, i, _SHAPE[thing.shape], dx, dy, radius, *form, alpha * opacity,
-                             blur * scale, 0, 0, 0, 1, *_NO_PAINT))  # fmt: skip
-            else:
-                lx = ly = 0.0
-            rows.append((picture, i, _SHAPE[thing.shape], x, y, radius, *form, alpha,
-                         soft * scale, hand, lx, ly, 0, *colours))  # fmt: skip
-    return np.array(rows, np.float64).reshape(len(rows), 25)
-
-
-_NO_PAINT = (0.0,) * 9
-
-
-# --- rasterising
-
-
-def rasterise(table: Table, size: int) -> list[Crop | None]:
-    """Every drawable's crop, in the table's order; None where it lies outside the canvas."""
-    crops: list[Crop | None] = [None] * len(table)
-    sides = _sides(table, size)
-    order = np.lexsort((table[:, KIND], sides))
-    cuts = np.flatnonzero(np.diff(sides[order])) + 1
-    for members in np.split(order, cuts) if len(order) else []:
-        _rasterise(table[members], size, int(sides[members[0]]), members.tolist(), crops)
-    return crops
-
-
-def _sides(table: Table, size: int) -> NDArray[np.int64]:
-    """Width in pixels of the square crop that holds each drawable, rounded up to few distinct values."""
-    turned = np.where(table[:, ANGLE] % 90 == 0, 1.0, math.sqrt(2))
-    stray = np.where(table[:, HAND] == 2, 2 * _WOBBLE, 0.0) * table[:, SCALE]
-    reach = table[:, EXTENT] * turned + np.maximum(table[:, SOFT] / 2, 0.5 / size) + stray
-    sides = np.ceil(2 * reach * size + 1).astype(np.int64)
-    step = np.maximum(4, 2 ** np.floor(np.log2(sides)).astype(np.int64) // 4)
-    return -(-sides // step) * step
-
-
-def _rasterise(table: Table, size: int, side: int, members: list[int], crops: list[Crop | None]) -> None:
-    """Rasterises rows of one crop width, sorted by shape, into `crops` at `members`."""
-    left, top = (np.round(table[:, axis] * size - side / 2) for axis in (X, Y))
-    radius, scale = _column(table[:, EXTENT]), _column(table[:, SCALE])
-    u = _offsets(left, table[:, X], table[:, EXTENT], side, size)
-    v = _offsets(top, table[:, Y], table[:, EXTENT], side, size)
-    du, dv = _wobble(table, left, top, side, size)
-    x, y = _turn(table[:, ANGLE], u, v, du, dv)
-    distance = _distances(table, x, y)
-    distance *= radius
-    _cut(table, distance, x, y, radius, scale)
-    sharp = _column(1 / np.maximum(1 / size, table[:, SOFT]))
-    coverage = np.clip(0.5 - distance * sharp, 0, 1)
-    _fade(table, coverage)
-    colour = _colour(table, distance, coverage, x, y, sharp)
-    _shade(table, colour, coverage, u, v)
-    x0, y0 = left.astype(int).tolist(), top.astype(int).tolist()
-    for i, member in enumerate(members):
-        a, b = x0[i], y0[i]
-        if a >= 0 and b >= 0 and a + side <= size and b + side <= size:
-            rows, columns = slice(b, b + side), slice(a, a + side)
-            crops[member] = Crop(rows, columns, coverage[i], colour[i], distance[i])
-        elif a < size and b < size and a + side > 0 and b + side > 0:
-            rows, columns = slice(max(b, 0), min(b + side, size)), slice(max(a, 0), min(a + side, size))
-            part = (slice(rows.start - b, rows.stop - b), slice(columns.start - a, columns.stop - a))
-            crops[member] = Crop(rows, columns, coverage[i][part], colour[i][:, *part], distance[i][part])
-
-
-def _column(values: Table) -> Floats:
-    return values.astype(np.float32)[:, None, None]
-
-
-def _offsets(start: Table, centre: Table, radius: Table, side: int, size: int) -> Floats:
-    """(k, side) distances of the pixel centres from the object's centre along one axis, in radii."""
-    first = (start + 0.5 - centre * size).astype(np.float32)
-    unit = (1 / (radius * size)).astype(np.float32)
-    return (first[:, None] + np.arange(side, dtype=np.float32)) * unit[:, None]
-
-
-def _turn(angle: Table, u: Floats, v: Floats, du: Floats | None, dv: Floats | None) -> tuple[Floats, Floats]:
-    """(k, side, side) coordinates in the object's own, unrotated frame."""
-    turn = np.radians(angle)
-    c, s = (np.round(f(turn), 12).astype(np.float32)[:, None] for f in (np.cos, np.sin))
-    x = (c * u)[:, None, :] + (s * v)[:, :, None]
-    y = (c * v)[:, :, None] - (s * u)[:, None, :]
-    if du is not None and dv is not None:
-        c, s = c[:, None], s[:, None]
-        x += c * du + s * dv
-        y += c * dv - s * du
-    return x, y
-
-
-def _wobble(
-    table: Table, left: Table, top: Table, side: int, size: int
-) -> tuple[Floats | None, Floats | None]:
-    """How far a watercolour's coordinates stray at each pixel, in radii: a fixed smooth field."""
-    wet = table[:, HAND] == 2
-    if not wet.any():
-        return None, None
-    along = np.arange(side) + 0.5
-    px, py = (2 * math.pi * (start[:, None] + along) / size for start in (left, top))
-    depth = (wet * _WOBBLE * table[:, SCALE] / table[:, EXTENT])[:, None, None]
-
-    def field(*waves: tuple[float, float, float]) -> Floats:
-        down = (np.sin(fy * py + phase)[:, :, None] for _, fy, phase in waves)
-        across = (np.sin(fx * px + phase)[:, None, :] for fx, _, phase in waves)
-        return (depth * sum(a * b for a, b in zip(down, across))).astype(np.float32)
-
-    return field((3.0, 4.1, 0.3), (7.3, 5.9, 1.9)), field((4.3, 2.7, 2.2), (6.1, 7.7, 0.8))
-
-
-def _distances(table: Table, x: Floats, y: Floats) -> Floats:
-    """(k, side, side) signed distances in radii; rows are sorted by shape, so each shape is one slice."""
-    distance = np.empty_like(x)
-    kinds = table[:, KIND]
-    cuts = [0, *(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]
-    for first, last in itertools.pairwise(cuts):
-        distance[first:last] = DISTANCE[SHAPES[int(kinds[first])]](x[first:last], y[first:last])
-    return distance
-
-
-def _cut(table: Table, distance: Floats, x: Floats, y: Floats, radius: Floats, scale: Floats) -> None:
-    """Takes the right half off what is halved, and a zigzag gap out of what is cracked."""
-    half = np.flatnonzero(table[:, STATE] == 1)
-    if half.size:
-        distance[half] = np.maximum(distance[half], x[half] * radius[half])
-    cracked = np.flatnonzero(table[:, STATE] == 2)
-    if cracked.size:
-        gap = 0.008 * scale[cracked] + 0.075 * radius[cracked]
-        apart = _zigzag(x[cracked], y[cracked]) * radius[cracked]
-        distance[cracked] = np.maximum(distance[cracked], gap - apart)
-
-
-def _zigzag(x: Floats, y: Floats) -> Floats:
-    """Distance, in radii, from a zigzag line that falls to the right through the origin."""
-    along, across = 0.82 * x + 0.57 * y, 0.82 * y - 0.57 * x
-    teeth = along * 0.75 + 0.25
-    teeth = abs(teeth - np.floor(teeth) - 0.5) - 0.25  # a triangle wave in [-0.25, 0.25], of slope 0.75
-    return abs(across - 1.3 * teeth) * 0.72
-
-
-def _fade(table: Table, coverage: Floats) -> None:
-    faint = np.flatnonzero(table[:, ALPHA] < 1)
-    if faint.size:
-        coverage[faint] *= _column(table[faint, ALPHA])
-
-
-def _colour(table: Table, distance: Floats, coverage: Floats, x: Floats, y: Floats, sharp: Floats) -> Floats:
-    """(k, 3, side, side) colour times coverage: rim, surface and texture."""
-    surface, tone, rim = np.split(table[:, PAINT].astype(np.float32)[:, :, None, None], 3, axis=1)
-    inner = np.clip(0.5 - (distance + _column(RIM * table[:, SCALE])) * sharp, 0, 1)
-    inner *= _column(table[:, ALPHA])
-    colour = (surface - rim) * inner[:, None]
-    colour += rim * coverage[:, None]
-    hollow = np.flatnonzero((table[:, HAND] == 1) & (table[:, SHADOW] == 0))
-    if hollow.size:
-        within = distance[hollow] + _column(_STROKE * table[hollow, SCALE])
-        core = np.clip(0.5 - within * sharp[hollow], 0, 1) * _column(table[hollow, ALPHA])
-        inner[hollow] = core
-        pale = surface[hollow] + 0.72 * (255 - surface[hollow])
-        colour[hollow] += (pale - surface[hollow]) * core[:, None]
-        tone[hollow] = 0.45 * tone[hollow] + 0.55 * surface[hollow]
-        surface = surface.copy()
-        surface[hollow] = pale
-    patterned = np.flatnonzero((table[:, TEXTURE] > 0) & (table[:, SHADOW] == 0))
-    if patterned.size:
-        second = _texture(table[patterned], x[patterned], y[patterned], sharp[patterned]) * inner[patterned]
-        colour[patterned] += (tone[patterned] - surface[patterned]) * second[:, None]
-    return colour
-
-
-def _texture(table: Table, x: Floats, y: Floats, sharp: Floats) -> Floats:
-    """Share of the second tone at each pixel, in [0, 1]; moves, turns and grows with the object."""
-    unit = table[:, SCALE] * PERIOD
-    periods = _column(table[:, EXTENT] / unit)
-    pixels = sharp * _column(unit)  # per period
-    share = np.empty_like(x)
-    for kind, pattern in ((1, _stripes), (2, _dots), (3, _checks)):
-        rows = np.flatnonzero(table[:, TEXTURE] == kind)
-        if rows.size:
-            share[rows] = pattern(x[rows] * periods[rows], y[rows] * periods[rows], pixels[rows])
-    return share
-
-
-def _stripes(x: Floats, y: Floats, pixels: Floats) -> Floats:
-    across = (x + y) * math.sqrt(0.5)
-    return np.clip(0.5 + (0.25 - abs(across - np.floor(across) - 0.5)) * pixels, 0, 1)
-
-
-def _dots(x: Floats, y: Floats, pixels: Floats) -> Floats:
-    x, y = x - np.round(x), y - np.round(y)
-    return np.clip(0.5 - (np.sqrt(x * x + y * y) - 0.3) * pixels, 0, 1)
-
-
-def _checks(x: Floats, y: Floats, pixels: Floats) -> Floats:
-    x, y = (np.clip((0.25 - abs(a - np.floor(a) - 0.5)) * pixels, -0.5, 0.5) for a in (x, y))
-    return 0.5 - 2 * x * y
-
-
-def _shade(table: Table, colour: Floats, coverage: Floats, u: Floats, v: Floats) -> None:
-    """Brightens the side that faces the light and darkens the other."""
-    lit = np.flatnonzero((table[:, LIGHT_X] != 0) | (table[:, LIGHT_Y] != 0))
-    if lit.size:
-        lx, ly = ((_SHADE * table[lit, c]).astype(np.float32)[:, None] for c in (LIGHT_X, LIGHT_Y))
-        light = (lx * u[lit])[:, None, :] + (ly * v[lit])[:, :, None]
-        full = coverage[lit][:, None]
-        colour[lit] = np.clip(colour[lit] + light[:, None] * full, 0, 255 * full)
 
 
 # --- pictures
@@ -412,13 +96,6 @@ def to_bytes(canvas: Floats) -> NDArray[np.uint8]:
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1))
 
 
-def over(canvas: Floats, crop: Crop) -> None:
-    """Composites the crop over a (3, h, w) canvas in place."""
-    under = canvas[:, crop.rows, crop.columns]
-    under *= 1 - crop.coverage
-    under += crop.paint
-
-
 def write(pictures: Sequence[Picture], canvas: Floats) -> None:
     """Writes each picture's word onto its (3, h, w) canvas in place: dark ink in a light halo."""
     size = canvas.shape[-1]
@@ -434,7 +111,8 @@ def backgrounds(pictures: Sequence[Picture], size: int) -> Floats:
     """(n, 3, size, size) float32 in [0, 255]."""
     canvas = np.empty((len(pictures), 3, size, size), np.float32)
     for i, picture in enumerate(pictures):
-        canvas[i] = background(picture.background, size, picture.view)
+        cached = size <= 512 and picture.view == _STILL
+        canvas[i] = (_kept_background if cached else _background)(picture.background, size, picture.view)
     return canvas
 
 
@@ -442,32 +120,122 @@ _PLAIN = {"white": (255, 255, 255), "grey": (182, 184, 188), "cream": (250, 236,
 _FADES = {"sky": ((104, 176, 246), (214, 238, 255)), "dusk": ((74, 50, 116), (248, 158, 104))}
 
 
-@lru_cache(maxsize=4 * len(BACKGROUNDS))
-def background(name: str, size: int, view: View = View()) -> Floats:  # noqa: B008 - immutable
-    """(3, size, size) float32 in [0, 255]: the background as the camera sees it."""
-    pixel = (np.arange(size) + 0.5) / size
-    x, y = 0.5 + view.x + (pixel - 0.5) / view.zoom, 0.5 + view.y + (pixel - 0.5) / view.zoom
+def _background(name: str, size: int, view: View) -> Floats:
+    """What the camera sees of it, float32 in [0, 255], broadcastable to (3, size, size)."""
+    pixel = (np.arange(size) + 0.5) / size - 0.5
+    x, y = (0.5 + view.x + pixel / view.zoom)[None], (0.5 + view.y + pixel / view.zoom)[:, None]
     if name in _PLAIN:
         planes = np.array(_PLAIN[name], float)[:, None, None]
     elif name in _FADES:
-        planes = _mix(*_FADES[name], y.clip(0, 1)[:, None])
+        planes = _mix(*_FADES[name], y.clip(0, 1))
     elif name == "meadow":
-        ridge = 0.60 + 0.02 * np.sin(2 * math.pi * (x + 0.1))[None]
-        grass = np.clip(0.5 + (y[:, None] - ridge) * size * view.zoom, 0, 1)
-        above = _mix((150, 204, 250), (214, 238, 255), (y / 0.6).clip(0, 1)[:, None])
-        below = _mix((156, 208, 96), (92, 164, 66), ((y - 0.6) / 0.4).clip(0, 1)[:, None])
+        ridge = 0.60 + 0.02 * np.sin(2 * math.pi * (x + 0.1))
+        grass = np.clip(0.5 + (y - ridge) * size * view.zoom, 0, 1)
+        above = _mix((150, 204, 250), (214, 238, 255), (y / 0.6).clip(0, 1))
+        below = _mix((156, 208, 96), (92, 164, 66), ((y - 0.6) / 0.4).clip(0, 1))
         planes = above + (below - above) * grass
-    else:
-        waves = np.sin(2 * math.pi * (7 * y[:, None] + 0.35 * np.sin(2 * math.pi * (x + 0.2))[None]))
+    else:  # sand
+        waves = np.sin(2 * math.pi * (7 * y + 0.35 * np.sin(2 * math.pi * (x + 0.2))))
         planes = _mix((226, 196, 142), (240, 216, 168), 0.5 + 0.5 * waves)
-    full = np.ascontiguousarray(np.broadcast_to(planes, (3, size, size)), np.float32)
-    full.setflags(write=False)
-    return full
+    return planes.astype(np.float32)
+
+
+_kept_background = lru_cache(maxsize=32)(_background)
 
 
 def _mix(first: Sequence[float], second: Sequence[float], share: Table) -> Table:
     a, b = (np.array(c, float)[:, None, None] for c in (first, second))
     return a + (b - a) * share
+
+
+# --- other percepts of the same scene
+
+
+def masks(scene: Scene, size: int = 64, full: bool = False) -> Floats:
+    """(objects, size, size) float32 in [0, 1]: how much of each pixel shows each object.
+
+    full: also where nearer objects cover it (amodal). Shadows and words do not count; `> 0.5` is a hard mask.
+    """
+    check_size(size)
+    return coverages(drawables([(0, scene, None)]), len(scene.objects), size, full)
+
+
+def coverages(table: Table, count: int, size: int, full: bool = False) -> Floats:
+    """(count, size, size): the masks of one picture's drawables, by owner."""
+    shown = np.zeros((count, size, size), np.float32)
+    table = table[table[:, SHADOW] == 0]
+    for owner, crop in zip(table[:, OWNER].astype(int).tolist(), rasterise(table, size)):
+        if crop is not None:
+            if not full:
+                shown[:, crop.rows, crop.columns] *= 1 - crop.coverage
+            shown[owner, crop.rows, crop.columns] = crop.coverage
+    return shown
+
+
+def boxes(scene: Scene) -> NDArray[np.float64]:
+    """(objects, 4): x0, y0, x1, y1 of each whole (amodal) object, clipped to the canvas, in [0, 1]."""
+    found = []
+    for thing in scene.objects:
+        parts = [clip_left(part) if thing.state == "halved" else part for part in outlines(thing.shape)]
+        points = np.concatenate(parts) @ turned(thing.rotation).T
+        centre = np.array([thing.x, thing.y])
+        found.append([*(centre + thing.radius * points.min(0)), *(centre + thing.radius * points.max(0))])
+    return np.clip(np.array(found), 0, 1)
+
+
+def depth(scene: Scene, size: int = 64) -> Floats:
+    """(size, size) float32: 0 for the nearest plane of objects, 0.2 for the next, 1 for the background."""
+    ranks = {d: i for i, d in enumerate(sorted({o.depth for o in scene.objects}))}
+    planes = np.array([ranks[o.depth] / MAX_OBJECTS for o in scene.objects] + [1.0], np.float32)
+    return planes[topmost(masks(scene, size))]
+
+
+def topmost(shown: Floats) -> NDArray[np.int64]:
+    """(h, w) index of the object that fills most of each pixel, -1 for the background; from visible masks."""
+    rest = 1 - shown.sum(0, keepdims=True)
+    winner = np.concatenate([shown, rest]).argmax(0)
+    return np.where(winner == len(shown), -1, winner)
+
+
+def edges(scene: Scene, size: int = 64) -> Floats:
+    """(size, size) float32 in [0, 1]: the visible outlines of the objects, thin lines of 1 on 0."""
+    check_size(size)
+    half = max(0.5 / size, 0.005)
+    lines = np.zeros((size, size), np.float32)
+    table = drawables([(0, scene, None)])
+    for crop in rasterise(table[table[:, SHADOW] == 0], size):
+        if crop is not None:
+            here = lines[crop.rows, crop.columns]
+            here *= 1 - crop.coverage
+            np.maximum(here, np.clip(0.5 + (half - abs(crop.distance)) * size, 0, 1), out=here)
+    return lines
+
+
+def layers(scene: Scene, size: int = 64) -> NDArray[np.uint8]:
+    """(objects + 1, size, size, 4) RGBA uint8, straight alpha, from the bottom up: the background, then the
+    objects in the order of `stacking(scene)`, each with its shadow; one more on top where a word is written.
+
+    Composited alpha-over they equal `draw` to within rounding, before the styles that treat the finished
+    picture (mosaic, the paper of watercolour, sepia, night).
+    """
+    check_size(size)
+    word = [scene.word] if scene.word else []
+    stack = np.zeros((len(scene.objects) + 1 + len(word), 4, size, size), np.float32)
+    stack[0, :3] = backgrounds([Picture(scene.background, scene.style, "", _STILL)], size)[0]
+    stack[0, 3] = 255
+    place = {owner: i + 1 for i, owner in enumerate(stacking(scene))}
+    table = drawables([(0, scene, None)])
+    for owner, crop in zip(table[:, OWNER].astype(int).tolist(), rasterise(table, size)):
+        if crop is not None:
+            solid = np.concatenate([crop.colour, 255 * crop.coverage[None]])
+            over(stack[place[owner]], crop._replace(colour=solid))
+    if word:
+        top, halo, ink = written(scene.word, size)
+        stack[-1, :, top : top + len(halo)] = np.stack([252 * halo - 236 * ink] * 3 + [255 * halo])
+    alpha = np.round(stack[:, 3:])
+    stack[:, :3] = np.clip(stack[:, :3] * (255 / np.maximum(alpha, 1)), 0, 255)
+    stack[:, 3:] = alpha
+    return to_bytes(stack)
 
 
 # --- styles of the finished picture

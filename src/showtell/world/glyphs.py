@@ -53,7 +53,7 @@ def area_weights(cells: int, size: int) -> Floats:
 def written(word: str, size: int) -> tuple[int, Floats, Floats]:
     """The word centred along the bottom edge of a size x size canvas.
 
-    Returns (top, halo, ink): the first pixel row, and the coverage by the halo (letters and one cell around) and
+    Returns (top, halo, ink): the first pixel row, the coverage by the halo (letters and one cell around) and
     by the ink, each (rows, size) float32 in [0, 1].
     """
     ink = np.zeros((HEIGHT + 2, GRID), np.float32)

@@ -29,7 +29,7 @@ _SHAFT = 0.34  # half width of the arrow's shaft
 _HEAD, _BARB = 0.9, 0.06  # half width of the arrow's head, and the y at which it ends
 _BULB = 0.64  # radius of the drop's round part
 _BITE, _BITE_X, _SHIFT = 0.80, 0.48, 0.195  # crescent: the cut-off disc; shift that centres the rest
-_PETAL, _PETAL_R = 0.61, 0.39  # distance of the petals' centres, their radius
+_PETAL, _PETAL_R, _CORE = 0.61, 0.39, 0.58  # distance and radius of the petals; the disc that joins them
 _HEART = math.sqrt(2) / 4 + 0.25  # half width of the heart below, in its own units
 _HEART_Y = (0.75 + math.sqrt(2) / 4) / 2  # and its middle
 
@@ -137,7 +137,7 @@ def _flower(x: Array, y: Array) -> Array:
     for degrees in (18, -54):
         px, py = _PETAL * math.cos(math.radians(degrees)), -_PETAL * math.sin(math.radians(degrees))
         nearest = np.minimum(nearest, (x - px) * (x - px) + (y - py) * (y - py))
-    return np.minimum(np.sqrt(nearest), _length(x, y)) - _PETAL_R
+    return np.minimum(np.sqrt(nearest) - _PETAL_R, _length(x, y) - _CORE)
 
 
 DISTANCE: dict[str, Callable[[Array, Array], Array]] = {
@@ -147,3 +147,96 @@ DISTANCE: dict[str, Callable[[Array, Array], Array]] = {
     "ring": _ring, "frame": _frame, "oval": _oval, "flower": _flower,
 }  # fmt: skip
 """Shape -> signed distance in units of the radius, elementwise over float32 arrays of one shape."""
+
+
+def outlines(shape: str) -> tuple[Array, ...]:
+    """A shape's closed outlines, polygons (points, 2) in radii; rings and frames have their hole second."""
+    return _OUTLINES[shape]
+
+
+def _arc(x: float, y: float, radius: float, start: float, stop: float) -> list[tuple[float, float]]:
+    """Points from `start` to `stop` degrees clockwise, 0 pointing right; 3 degrees apart or less."""
+    steps = max(2, math.ceil(abs(stop - start) / 3) + 1)
+    angles = (math.radians(start + (stop - start) * i / (steps - 1)) for i in range(steps))
+    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles]
+
+
+def _regular(count: int, start: float, inner: float = 0.0) -> list[tuple[float, float]]:
+    """A regular polygon's corners; with `inner`, a star's."""
+    radii = (1.0, inner) if inner else (1.0,)
+    turns = [
+        (r, math.radians(start + 360 * (i + j / 2) / count))
+        for i in range(count)
+        for j, r in enumerate(radii)
+    ]
+    return [(r * math.cos(a), r * math.sin(a)) for r, a in turns]
+
+
+def _mirrored(right: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The whole outline from its right half, given from top to bottom."""
+    return right + [(-x, y) for x, y in reversed(right)]
+
+
+def _heart_points() -> list[tuple[float, float]]:
+    right = [*_arc(0.25, -0.75, math.sqrt(2) / 4, -135, 45), (0.0, 0.0)]
+    return _mirrored([(x / _HEART, (y + _HEART_Y) / _HEART) for x, y in right])
+
+
+def _drop_points() -> list[tuple[float, float]]:
+    tangent = -math.degrees(math.asin(_BULB / (2 - _BULB)))
+    return _mirrored([(0.0, -1.0), *_arc(0, 1 - _BULB, _BULB, tangent, 90)])
+
+
+def _crescent_points() -> list[tuple[float, float]]:
+    tip_x = (1 - _BITE**2 + _BITE_X**2) / (2 * _BITE_X)
+    tip_y = math.sqrt(1 - tip_x**2)
+    outer, inner = (math.degrees(math.atan2(tip_y, tip_x - x)) for x in (0.0, _BITE_X))
+    return _arc(_SHIFT, 0, 1, outer, 360 - outer) + _arc(_SHIFT + _BITE_X, 0, _BITE, 360 - inner, inner)[1:-1]
+
+
+def _flower_points() -> list[tuple[float, float]]:
+    half = math.radians(36)  # neighbouring petals meet on the bisector of their axes
+    meet = _PETAL * math.cos(half) + math.sqrt(_PETAL_R**2 - (_PETAL * math.sin(half)) ** 2)
+    reach = math.degrees(math.atan2(meet * math.sin(half), meet * math.cos(half) - _PETAL))
+    petal = np.array(_arc(_PETAL, 0, _PETAL_R, -reach, reach))
+    return [tuple(p) for i in range(5) for p in petal @ turned(72 * i - 90).T]
+
+
+def turned(degrees: float) -> Array:
+    """(2, 2) float64 matrix that turns (x, y) clockwise as seen on the canvas; exact for quarter turns."""
+    c, s = (round(f(math.radians(degrees)), 12) for f in (math.cos, math.sin))
+    return np.array([[c, -s], [s, c]])
+
+
+def clip_left(polygon: Array) -> Array:
+    """The part of a polygon (points, 2) with x <= 0: the outline of the halved shape."""
+    kept = []
+    for (x, y), (u, v) in zip(polygon, np.roll(polygon, -1, axis=0)):
+        if x <= 0:
+            kept.append((x, y))
+        if x * u < 0:
+            kept.append((0.0, y + (v - y) * x / (x - u)))
+    return np.array(kept).reshape(-1, 2)
+
+
+_BOX = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
+_ROUND = _arc(0, 0, 1, 0, 357)
+_POINTS: dict[str, list[list[tuple[float, float]]]] = {
+    "circle": [_ROUND],
+    "square": [_BOX],
+    "triangle": [[(0.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]],
+    "diamond": [[(0.0, -1.0), (_DIAMOND, 0.0), (0.0, 1.0), (-_DIAMOND, 0.0)]],
+    "pentagon": [_regular(5, -90)],
+    "hexagon": [_regular(6, 0)],
+    "star": [_regular(5, -90, _STAR)],
+    "cross": [_mirrored([(_ARM, -1.0), (_ARM, -_ARM), (1.0, -_ARM), (1.0, _ARM), (_ARM, _ARM), (_ARM, 1.0)])],
+    "heart": [_heart_points()],
+    "crescent": [_crescent_points()],
+    "arrow": [_mirrored([(0.0, -1.0), (_HEAD, _BARB), (_SHAFT, _BARB), (_SHAFT, 1.0)])],
+    "drop": [_drop_points()],
+    "ring": [_ROUND, [(HOLLOW["ring"] * x, HOLLOW["ring"] * y) for x, y in _ROUND]],
+    "frame": [_BOX, [(HOLLOW["frame"] * x, HOLLOW["frame"] * y) for x, y in _BOX]],
+    "oval": [[(x, _OVAL * y) for x, y in _ROUND]],
+    "flower": [_flower_points()],
+}
+_OUTLINES = {shape: tuple(np.array(part) for part in parts) for shape, parts in _POINTS.items()}
