@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -398,3 +399,22 @@ def test_the_same_command_line_without_main():
     """The app itself raises, so that other programs can embed it."""
     with pytest.raises(ShowtellError):
         app(["generate", ""])
+
+
+def test_warnings_of_a_bridge_are_one_line(run, bridge, monkeypatch, picture):
+    def caption(images, language):
+        warnings.warn("unknown word:\n'blorp'", stacklevel=2)
+        warnings.warn("old name", FutureWarning, stacklevel=2)
+        return ["a red square"]
+
+    monkeypatch.setattr(bridge, "caption", caption)
+    assert run("caption", picture) == (0, "a red square\n", "warning: unknown word: 'blorp'\n")
+
+
+def test_training_that_was_interrupted_says_how_to_go_on(run, monkeypatch, tmp_path):
+    from showtell.train import recipes
+
+    monkeypatch.setattr(recipes, "run", lambda *_, **__: SimpleNamespace(interrupted=True))
+    code, out, err = run("train", recipes.NAMES[0], "--out", tmp_path / "run")
+    assert (code, out) == (130, "")
+    assert "--resume" in err

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "showtell"
 
 # Left to right; a room may import from itself and from rooms further left. Rooms of one tuple are neighbours.
 ORDER = [
-    ("errors", "files", "pictures"),
+    ("errors", "files", "pictures", "weights"),
     ("world",),
     ("data",),
     ("nets",),

@@ -243,12 +243,14 @@ def train(
     """Train one of the library's own models by its recipe."""
     from showtell.train import recipes
 
-    if name not in recipes.NAMES:
-        raise ShowtellError(f"there is no recipe {name!r}; {_nearest(name, recipes.NAMES)}")
     _folder_out(out)
     chosen = {"data": data, "steps": steps, "batch": batch, "seed": seed}
     given = {key: value for key, value in chosen.items() if value is not None}
-    recipes.run(name, out=out, resume=resume, **given)
+    result = recipes.run(name, out=out, resume=resume, **given)
+    if getattr(result, "interrupted", False):
+        print("stopped early; --resume goes on from there", file=sys.stderr)
+        raise typer.Exit(130)
+    _print(f"{out}: trained {name}")
 
 
 @app.command()
@@ -342,13 +344,6 @@ def _range(text: str | None) -> tuple[int, int] | None:
     if numbers is None or numbers[0] > numbers[-1]:
         raise ShowtellError(f"cannot read --objects {text!r}; give a number or a range, such as 3 or 1-4")
     return numbers[0], numbers[-1]
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, names, n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"use one of: {', '.join(names)}"
 
 
 def _scene_or_none(text: str) -> Any:
