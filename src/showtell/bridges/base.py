@@ -146,7 +146,7 @@ class Run:
         prompts, negative_prompts: list[str], one per sample (negative_prompts may be None).
         techniques: the techniques of `using`, in order.
         generators: the random generators as the scheduler takes them: one, a list (one per sample) or None.
-        options: remaining keywords of the call.
+        options: remaining keywords of the call. own: what the bridge's own code keeps during the call.
     Fields of a denoising run (see `showtell.bridges.loop`):
         text, negative: `Text` of the prompts and of the negative prompts (None where guidance is off); both
             may be replaced.
@@ -182,6 +182,7 @@ class Run:
         self.techniques = list(techniques)
         self.generators = None
         self.options = {}
+        self.own: dict[str, Any] = {}
         self.negative = None
         self.guidance = 1.0
         self.step = 0

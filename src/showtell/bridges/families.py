@@ -1,4 +1,4 @@
-"""The families that `showtell.load` knows, one row each. A new family is one file, one row here and one test."""
+"""The families that `showtell.load` knows, one row each. A new family: one file, one row, one test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Family:
     """name: for people. classes: `_class_name` of model_index.json, or `architectures` of config.json.
-    adapter: "module:attribute" inside this package. can: abilities (keys of
+    adapter: "module:attribute" inside this package; see docs/bridges.md for what the attribute may be. can:
+        abilities (keys of
         `showtell.bridges.base.ABILITIES`).
     """
 
@@ -20,7 +21,20 @@ class Family:
 
 DENOISER = frozenset({"generate", "invert", "attend"})
 
-FAMILIES: tuple[Family, ...] = ()
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "Stable Diffusion 1.x/2.x", ("StableDiffusionPipeline",), "stable_diffusion:StableDiffusion", DENOISER
+    ),
+    Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), "sdxl:StableDiffusionXL", DENOISER),
+    Family("Stable Diffusion 3/3.5", ("StableDiffusion3Pipeline",), "sd3:StableDiffusion3", DENOISER),
+    Family("FLUX.1", ("FluxPipeline",), "flux:Flux", DENOISER),
+    Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "pixart:PixArt", DENOISER),
+)
+
+
+def family_of(class_name: str) -> Family | None:
+    """The family of a pipeline or model class."""
+    return next((family for family in FAMILIES if class_name in family.classes), None)
 
 
 def offering(ability: str) -> list[str]:

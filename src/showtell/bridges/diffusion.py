@@ -1,0 +1,272 @@
+"""The bridge over every diffusion pipeline: an adapter for what is the family's own, the one loop for the
+rest.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ShowtellError, UnsupportedError
+from .adapter import Adapter
+from .base import Bridge, Technique, Text, apply_hooks, as_list, spread
+from .cache import TextCache, fingerprint
+from .loop import DenoisingRun, denoise
+from .words import Words, find_words, warn_of_cut
+
+OUTPUTS = ("pil", "np", "pt", "latent")
+_OWN_OPTIONS = ("batch_size", "num_images_per_prompt", "progress", "scheduler")
+
+
+class DiffusionBridge(Bridge):
+    """A diffusers pipeline as a bridge. `pipeline` is the library's own object: schedulers, LoRA,
+    offloading, quantisation
+    and compilation are set on it as usual.
+    """
+
+    def __init__(self, adapter: Adapter, name: str, can: frozenset[str]) -> None:
+        self.adapter = adapter
+        self.pipeline = adapter.pipeline
+        self.name = name
+        self.can = can
+        self._texts = TextCache()
+
+    def generate(
+        self,
+        prompts: str | list[str],
+        *,
+        using: Sequence[Technique] = (),
+        seed: int | list[int] = 0,
+        generator: Any = None,
+        negative_prompt: str | list[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        **more: Any,
+    ) -> list[Any]:
+        """See `Bridge.generate`. Further keywords: the pipeline's own (`adapter.options`), and
+
+        batch_size: at most so many samples at once (default: all). num_images_per_prompt: samples per
+            prompt, neighbours.
+        scheduler: a diffusers scheduler instead of the pipeline's. progress: whether to show the pipeline's
+            progress bar.
+        Raises ShowtellError for sizes, latents or keywords the model cannot take, and where the latents
+        become NaN.
+        """
+        if "generate" not in self.can:
+            raise self.unsupported("generate")
+        return self._sample(
+            prompts, using, seed, generator, negative_prompt, num_inference_steps, guidance_scale,
+            height, width, num_frames, latents, output_type, more,
+        )  # fmt: skip
+
+    def _sample(
+        self, prompts: Any, using: Any, seed: Any, generator: Any, negative: Any, steps: int | None, scale:
+            float | None,
+        height: int | None, width: int | None, num_frames: int | None, latents: Any, output_type: str, more:
+            dict[str, Any],
+    ) -> list[Any]:  # fmt: skip
+        copies = more.pop("num_images_per_prompt", None) or 1
+        size = more.pop("batch_size", None)
+        prompts = [prompt for prompt in _texts(prompts, "prompts") for _ in range(copies)]
+        negatives = (
+            None
+            if negative is None
+            else [n for n in _negatives(negative, len(prompts) // copies) for _ in range(copies)]
+        )
+        self._check(more, output_type, steps)
+        generators = _generators(seed, generator, len(prompts))
+        size = size or len(prompts)
+        if size < len(prompts) and isinstance(generators, torch.Generator):
+            raise ShowtellError(
+                "one generator for several batches would depend on batch_size; give seed, or one each."
+            )
+        outputs: list[Any] = []
+        for first in range(0, len(prompts), size):
+            part = slice(first, first + size)
+            run = DenoisingRun(self, self.adapter, prompts[part], using)
+            run.negative_prompts = None if negatives is None else negatives[part]
+            run.generators = generators[part] if isinstance(generators, list) else generators
+            run.guidance = float(self.adapter.scale if scale is None else scale)
+            run.options = dict(more)
+            run.height, run.width = self._size(height, width)
+            run.num_frames = self.adapter.frames(num_frames)
+            outputs += self._run(
+                run, steps or self.adapter.steps, None if latents is None else latents[part], output_type
+            )
+        return outputs
+
+    @torch.no_grad()
+    def _run(
+        self, run: DenoisingRun, steps: int, latents: torch.Tensor | None, output_type: str
+    ) -> list[Any]:
+        scheduler = run.options.pop("scheduler", None)
+        progress = run.options.pop("progress", False)
+        run.scheduler = copy.deepcopy(self.pipeline.scheduler if scheduler is None else scheduler)
+        run.prompts = apply_hooks(run, "prompt", run.prompts)
+        run.text = self.encode(run.prompts, **run.options)
+        if self.adapter.guided(run) or any(technique.unconditional for technique in run.techniques):
+            negatives: Sequence[str | None] = run.negative_prompts or [None] * len(run.prompts)
+            run.negative = self._encode(negatives, True, run.options)
+        self.adapter.set_timesteps(run, steps)
+        run.steps = len(run.timesteps)
+        start = self.adapter.start(run, latents)
+        self.adapter.condition(run)
+        if progress:
+            with self.pipeline.progress_bar(total=run.steps) as bar:
+                run.techniques.append(_Progress(bar))
+                result = denoise(run, start)
+        else:
+            result = denoise(run, start)
+        if not bool(torch.isfinite(result).all()):
+            raise ShowtellError(
+                "the latents became NaN or infinite while sampling; use float32 or bfloat16 weights, "
+                "a smaller guidance_scale, or check the techniques in use."
+            )
+        outputs = (
+            list(result) if output_type == "latent" else list(self.adapter.decode(run, result, output_type))
+        )
+        self.pipeline.maybe_free_model_hooks()
+        return apply_hooks(run, "finish", outputs)
+
+    def encode(self, prompts: str | list[str], **options: Any) -> Text:
+        """Prompts as the denoiser takes them, one row each; encodings are kept for repeated prompts."""
+        return self._encode(_texts(prompts, "prompts"), False, options)
+
+    def _encode(self, prompts: Sequence[str | None], negative: bool, options: dict[str, Any]) -> Text:
+        wanted = {name: value for name, value in options.items() if name in self.adapter.text_options}
+        modules = [getattr(self.pipeline, name, None) for name in self.adapter.text_encoders]
+        tokenizers = [
+            value for name, value in self.pipeline.components.items() if name.startswith("tokenizer")
+        ]
+        weights = fingerprint([m for m in modules if m is not None], [t for t in tokenizers if t is not None])
+        extra = tuple(sorted((name, repr(value)) for name, value in wanted.items()))
+
+        def encode(missing: list[Any]) -> list[Text]:
+            texts = [key[0] for key in missing]
+            for text in texts:
+                if text and not negative:
+                    warn_of_cut(text, self.adapter.pieces(**wanted))
+            encoded = self.adapter.encode(texts, negative, **wanted)
+            return [encoded.rows(slice(i, i + 1)) for i in range(len(texts))]
+
+        with torch.no_grad():
+            rows = self._texts.get([(prompt, negative, extra) for prompt in prompts], weights, encode)
+        text = Text.cat(rows)
+        return Text(
+            text.tokens, text.pooled, text.mask, text.extra, lambda: self._encode([""], False, options).tokens
+        )
+
+    def words(self, prompt: str, **options: Any) -> Words:
+        """Which text tokens stand for which word; `options` as given to `generate` (such as
+        max_sequence_length).
+        """
+        return find_words(prompt, self.adapter.pieces(**options))
+
+    def to_latents(self, images: Any, height: int | None = None, width: int | None = None) -> torch.Tensor:
+        """Latents of images (the mode of the VAE's distribution), (n, channels, height, width)."""
+        self._offers("invert")
+        height, width = self._size(height, width)
+        pixels = self.pipeline.image_processor.preprocess(_image_list(images), height=height, width=width)
+        vae = self.pipeline.vae
+        with torch.no_grad():
+            return self.adapter.latents_of(pixels.to(device=self.adapter.device, dtype=vae.dtype))
+
+    def to_images(self, latents: torch.Tensor, output_type: str = "pil") -> list[Any]:
+        """Images of latents (n, channels, height, width)."""
+        self._offers("invert")
+        run = DenoisingRun(self, self.adapter, [""] * len(latents), ())
+        factor = self.pipeline.vae_scale_factor
+        run.height, run.width = latents.shape[-2] * factor, latents.shape[-1] * factor
+        with torch.no_grad():
+            return list(self.adapter.decode(run, latents, output_type))
+
+    def clear_cache(self) -> None:
+        """Forgets encoded prompts; needed only after changing a text encoder in a way torch cannot notice."""
+        self._texts.clear()
+
+    def save(self, directory: str | Path) -> None:
+        self.pipeline.save_pretrained(directory, safe_serialization=True)
+
+    def _offers(self, ability: str) -> None:
+        if ability not in self.can:
+            raise self.unsupported(ability)
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        height, width = self.adapter.size(height, width)
+        multiple = self.adapter.multiple
+        if height % multiple or width % multiple or height <= 0 or width <= 0:
+            near = tuple(max(multiple, round(side / multiple) * multiple) for side in (height, width))
+            raise ShowtellError(
+                f"height and width must be multiples of {multiple} for this model, got {height}x{width}; "
+                f"the nearest are {near[0]}x{near[1]}."
+            )
+        return int(height), int(width)
+
+    def _check(self, more: dict[str, Any], output_type: str, steps: int | None) -> None:
+        unknown = sorted(set(more) - self.adapter.options - set(_OWN_OPTIONS))
+        if unknown:
+            known = ", ".join(sorted(self.adapter.options | set(_OWN_OPTIONS)))
+            raise UnsupportedError(
+                f"{self.name} does not take {', '.join(unknown)}; further keywords: {known}."
+            )
+        if output_type not in OUTPUTS:
+            raise ShowtellError(f"output_type={output_type!r}: use one of {', '.join(OUTPUTS)}.")
+        if steps is not None and steps < 1:
+            raise ShowtellError(f"num_inference_steps={steps}: use 1 or more.")
+
+
+class _Progress(Technique):
+    """Moves the progress bar of one call."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def latents(self, run: Any, latents: torch.Tensor) -> None:
+        self.bar.update()
+
+
+def _texts(prompts: Any, what: str) -> list[str]:
+    texts = as_list(prompts)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ShowtellError(f"{what} must be a string or a non-empty list of strings.")
+    return texts
+
+
+def _negatives(negative: Any, count: int) -> list[str]:
+    return _texts(spread(negative, count, "negative_prompt"), "negative_prompt")
+
+
+def _generators(seed: int | list[int], generator: Any, count: int) -> Any:
+    """What the scheduler and the noise draw from: the given generator(s), or one per sample seeded by
+    (seed, index).
+    """
+    if generator is not None:
+        return spread(generator, count, "generator") if isinstance(generator, (list, tuple)) else generator
+    if isinstance(seed, (list, tuple)):
+        pairs = [(one, 0) for one in spread(seed, count, "seed")]
+    else:
+        pairs = [(seed, index) for index in range(count)]
+    return [torch.Generator().manual_seed(_mixed(*pair)) for pair in pairs]
+
+
+def _mixed(seed: int, index: int) -> int:
+    return int(
+        np.random.SeedSequence([abs(int(seed)), index]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
+
+
+def _image_list(images: Any) -> Any:
+    """Images as diffusers' processors take them: tensors and arrays as they are, PIL images in a list."""
+    if isinstance(images, (torch.Tensor, np.ndarray)):
+        return images if images.ndim > 3 else images[None]
+    return as_list(images)

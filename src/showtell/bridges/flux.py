@@ -1,0 +1,109 @@
+"""FLUX.1: joint attention with the T5 text first, guidance as an input, latents in patches of 2 x 2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+
+from .adapter import Adapter
+from .base import Run, Text
+from .layout import TokenLayout, attention_calls
+from .words import Piece
+
+
+class Flux(Adapter):
+    steps = 28
+    scale = 3.5
+    rescaled_input = False
+    zero_begin = True
+    text_encoders = ("text_encoder", "text_encoder_2")
+    text_options = frozenset({"max_sequence_length"})
+    options = frozenset({"max_sequence_length", "sigmas", "true_cfg_scale"})
+
+    @property
+    def channels(self) -> int:
+        return int(self.denoiser.config.in_channels) // 4
+
+    @property
+    def multiple(self) -> int:
+        return int(self.pipeline.vae_scale_factor) * 2
+
+    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        own = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+        return height or own, width or own
+
+    def pieces(self, **options: Any) -> list[Piece]:
+        return [Piece(self.pipeline.tokenizer_2, options.get("max_sequence_length") or 512)]
+
+    def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
+        tokens, pooled, _ = self.pipeline.encode_prompt(
+            [prompt or "" for prompt in prompts],
+            device=self.device,
+            max_sequence_length=options.get("max_sequence_length") or 512,
+        )
+        return Text(tokens, pooled)
+
+    def timestep_kwargs(self, run: Run, steps: int) -> dict[str, Any]:
+        config = run.scheduler.config
+        sigmas = run.options.get("sigmas")
+        if sigmas is None:
+            sigmas = np.linspace(1.0, 1 / steps, steps)
+        height, width = self.grid(run, 2)
+        shift = calculate_shift(
+            height * width,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        return {"sigmas": None if config.get("use_flow_sigmas") else sigmas, "mu": shift}
+
+    def start(self, run: Run, latents: torch.Tensor | None) -> torch.Tensor:
+        if latents is not None and latents.ndim == 3:
+            # The pipeline takes and gives packed latents.
+            latents = self.pipeline._unpack_latents(
+                latents, run.height, run.width, self.pipeline.vae_scale_factor
+            )
+        return super().start(run, latents)
+
+    def guided(self, run: Run) -> bool:
+        # `guidance_scale` is an input of the network; only `true_cfg_scale` with a negative prompt is
+        # guidance.
+        return run.options.get("true_cfg_scale", 1.0) > 1 and run.negative_prompts is not None
+
+    def guide(self, run: Run, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        scale = run.options.get("true_cfg_scale", 1.0)
+        if "negative" not in outputs or scale == 1:
+            return outputs["text"]
+        return outputs["negative"] + scale * (outputs["text"] - outputs["negative"])
+
+    def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
+        rows, channels, height, width = latents.shape
+        guidance = None
+        if self.denoiser.config.guidance_embeds:
+            guidance = torch.full([rows], run.guidance, device=latents.device, dtype=torch.float32)
+        ids = self.pipeline._prepare_latent_image_ids(
+            rows, height // 2, width // 2, latents.device, latents.dtype
+        )
+        packed = self.denoiser(
+            hidden_states=self.pipeline._pack_latents(latents, rows, channels, height, width),
+            timestep=timestep.expand(rows).to(latents.dtype) / 1000,
+            guidance=guidance,
+            pooled_projections=text.pooled,
+            encoder_hidden_states=text.tokens,
+            txt_ids=torch.zeros(text.tokens.shape[1], 3, device=latents.device, dtype=text.tokens.dtype),
+            img_ids=ids,
+            joint_attention_kwargs={},
+            return_dict=False,
+        )[0]
+        factor = self.pipeline.vae_scale_factor
+        return self.pipeline._unpack_latents(packed, height * factor, width * factor, factor)
+
+    def layout(self, run: Run) -> TokenLayout:
+        height, width = self.grid(run, 2)
+        calls = attention_calls(self.denoiser, lambda name, module: "joint")
+        return TokenLayout(calls, {height * width: (height, width)}, text_first=True)

@@ -1,0 +1,194 @@
+"""`load`: from a folder, a hub id or a pipeline in memory to a bridge."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import ShowtellError
+from .base import Bridge
+from .families import FAMILIES, Family, family_of
+
+
+def load(source: Any = None, device: Any = None, dtype: Any = None) -> Bridge:
+    """The bridge for a model.
+
+    source: None for the embedded model; a folder in the Hugging Face layout; a hub id ("owner/name"); or a
+        diffusers
+        pipeline that is already in memory, used as it is.
+    device: where to run, "cpu", "cuda", ...; default: left where the library puts it. dtype: a torch dtype
+        or its name.
+    Weights are read from safetensors only.
+    Raises ShowtellError: nothing there, offline, a component or file missing, an architecture that is not
+    supported here
+    or that the installed diffusers / transformers lacks.
+    """
+    dtype = _dtype(dtype)
+    if source is None:
+        from .embedded import load_default
+
+        return load_default(device, dtype)
+    if not isinstance(source, (str, Path)):
+        return _wrap(source, device, dtype)
+    folder, config = _describe(str(source))
+    if "_class_name" in config and "_diffusers_version" in config and config["kind"] == "pipeline":
+        family = _known(config["_class_name"], str(source))
+        return _bridge(family, _pipeline(folder, family, config, dtype), device)
+    names = config.get("architectures") or [config.get("model_type", "unknown")]
+    family = _known(names[0], str(source))
+    return _target(family)(folder, device=device, dtype=dtype)
+
+
+def _wrap(pipeline: Any, device: Any, dtype: Any) -> Bridge:
+    family = family_of(type(pipeline).__name__)
+    if family is None:
+        raise ShowtellError(
+            f"cannot load {type(pipeline).__name__}: not a path, hub id or supported pipeline; {_listing()}"
+        )
+    if dtype is not None:
+        pipeline.to(dtype)
+    return _bridge(family, pipeline, device)
+
+
+def _bridge(family: Family, pipeline: Any, device: Any) -> Bridge:
+    from .adapter import Adapter
+    from .diffusion import DiffusionBridge
+
+    if device is not None:
+        pipeline.to(device)
+    target = _target(family)
+    if isinstance(target, type) and issubclass(target, Adapter):
+        return DiffusionBridge(target(pipeline), family.name, family.can)
+    return target(pipeline)
+
+
+def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any) -> Any:
+    import diffusers
+
+    name = config["_class_name"]
+    if not hasattr(diffusers, name):
+        raise ShowtellError(
+            f"{folder} is a {name} ({family.name}), which the installed diffusers lacks; "
+            f"it was saved with diffusers {config['_diffusers_version']}, here is {diffusers.__version__}."
+        )
+    _check_components(folder, config)
+    try:
+        return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ShowtellError(f"cannot load {folder}: {_first_line(error)}") from error
+
+
+def _check_components(folder: str, config: dict[str, Any]) -> None:
+    """Names what a local folder lacks, before the library trips over it."""
+    if not Path(folder).is_dir():
+        return
+    wanted = [
+        key for key, value in config.items() if isinstance(value, list) and len(value) == 2 and value[0]
+    ]
+    missing = [name for name in wanted if not (Path(folder) / name).is_dir()]
+    if missing:
+        raise ShowtellError(
+            f"{folder} lacks the component {', '.join(missing)} that its model_index.json names."
+        )
+    for name in wanted:
+        part = Path(folder) / name
+        if (part / "config.json").exists() and not list(part.glob("*.safetensors")):
+            raise ShowtellError(
+                f"{part} has no safetensors weights; only these are read: save it with safetensors."
+            )
+
+
+def _describe(source: str) -> tuple[str, dict[str, Any]]:
+    """(folder or hub id, its configuration with "kind" pipeline or model)."""
+    path = Path(source)
+    if path.is_dir():
+        for name, kind in (("model_index.json", "pipeline"), ("config.json", "model")):
+            if (path / name).exists():
+                return source, {**_read(path / name), "kind": kind}
+        raise ShowtellError(
+            f"{source} has neither model_index.json (a diffusers pipeline) "
+            "nor config.json (a transformers model)."
+        )
+    if path.exists():
+        raise ShowtellError(
+            f"{source} is a file; give the folder that holds model_index.json or config.json."
+        )
+    if source.count("/") != 1 or source.startswith(("/", ".", "~")) or source.endswith("/"):
+        raise ShowtellError(f"there is no folder {source}, and a hub id would look like owner/name.")
+    return source, _from_hub(source)
+
+
+def _from_hub(name: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    for file, kind in (("model_index.json", "pipeline"), ("config.json", "model")):
+        try:
+            return {**_read(Path(hf_hub_download(name, file))), "kind": kind}
+        except LocalEntryNotFoundError:
+            # Offline, and this file was never downloaded; the other kind of model may have been.
+            continue
+        except EntryNotFoundError:
+            continue
+        except RepositoryNotFoundError:
+            raise ShowtellError(f"the hub has no model {name} (or it is private: log in first).") from None
+        except Exception as error:
+            raise ShowtellError(
+                f"cannot reach the hub for {name}: {_first_line(error)}; give a local folder."
+            ) from error
+    raise ShowtellError(
+        f"{name} is not a local folder, and the hub cannot be reached or has no model_index.json "
+        "or config.json for it; download it first or give a local folder."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShowtellError(f"cannot read {path}: {_first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ShowtellError(f"{path} does not describe a model.")
+    return config
+
+
+def _known(class_name: str, source: str) -> Family:
+    family = family_of(class_name)
+    if family is None:
+        raise ShowtellError(f"{source} is a {class_name}, which no bridge is written for; {_listing()}")
+    return family
+
+
+def _listing() -> str:
+    return "supported: " + ", ".join(family.name for family in FAMILIES) + "."
+
+
+def _target(family: Family) -> Any:
+    module, _, attribute = family.adapter.partition(":")
+    try:
+        return getattr(import_module(f".{module}", __package__), attribute)
+    except ImportError as error:
+        import diffusers
+        import transformers
+
+        raise ShowtellError(
+            f"{family.name} needs a newer library than the installed diffusers {diffusers.__version__} and "
+            f"transformers {transformers.__version__}: {_first_line(error)}"
+        ) from error
+
+
+def _dtype(dtype: Any) -> Any:
+    if not isinstance(dtype, str):
+        return dtype
+    import torch
+
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise ShowtellError(f"dtype={dtype!r}: use float32, bfloat16 or float16.")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,108 @@
+"""Stable Diffusion 1.x and 2.x: a UNet whose cross-attention reads the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+from .adapter import Adapter
+from .base import Run, Text
+from .layout import TokenLayout, attention_calls, halvings
+from .words import Piece
+
+
+def unet_calls(unet: Any) -> list[tuple[str, str]]:
+    """The attention calls of a UNet2DConditionModel: down, middle, up; self and cross in turn."""
+
+    def kind(name: str, module: Any) -> str:
+        return "cross" if module.is_cross_attention else "self"
+
+    return attention_calls(unet, kind, order=("down_blocks", "mid_block", "up_blocks"))
+
+
+def unet_layout(adapter: Adapter, run: Run) -> TokenLayout:
+    _, height, width = adapter.latent_shape(run)
+    levels = len(adapter.denoiser.config.block_out_channels)
+    return TokenLayout(unet_calls(adapter.denoiser), halvings(height, width, levels))
+
+
+def predict_with_unet(
+    adapter: Adapter, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text, added: Any = None
+) -> torch.Tensor:
+    """The UNet's prediction; distilled UNets take the guidance scale as an embedding. added:
+    `added_cond_kwargs`.
+    """
+    size = adapter.denoiser.config.time_cond_proj_dim
+    embedding = None
+    if size is not None:
+        scales = torch.tensor(run.guidance - 1).repeat(len(latents))
+        embedding = adapter.pipeline.get_guidance_scale_embedding(scales, embedding_dim=size).to(latents)
+    return adapter.denoiser(
+        latents,
+        timestep,
+        encoder_hidden_states=text.tokens,
+        timestep_cond=embedding,
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]
+
+
+def rescaled(adapter: Adapter, run: Run, guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    """The guided prediction with its spread pulled back to the conditional one's (arXiv 2305.08891, section
+    3.4).
+    """
+    rescale = run.options.get("guidance_rescale", 0.0)
+    if rescale > 0.0 and adapter.guided(run):
+        return rescale_noise_cfg(guided, conditional, guidance_rescale=rescale)
+    return guided
+
+
+class StableDiffusion(Adapter):
+    options = frozenset({"eta", "guidance_rescale", "clip_skip", "timesteps", "sigmas"})
+    text_options = frozenset({"clip_skip"})
+
+    def pieces(self, **options: Any) -> list[Piece]:
+        return [Piece(self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length)]
+
+    def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
+        texts = [prompt or "" for prompt in prompts]
+        # The pipeline reads negative prompts without clip_skip.
+        skip = None if negative else options.get("clip_skip")
+        if skip is not None:
+            return Text(self._skipping(texts, skip))
+        tokens, _ = self.pipeline.encode_prompt(texts, self.device, 1, False)
+        return Text(tokens)
+
+    def _skipping(self, texts: list[str], skip: int) -> torch.Tensor:
+        # Not left to the pipeline, which looks for a `text_model` that newer transformers do not have.
+        encoder, tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
+        limit = tokenizer.model_max_length
+        inputs = tokenizer(
+            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        )
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = inputs.attention_mask.to(self.device) if masked else None
+        outputs = encoder(inputs.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True)
+        norm = getattr(encoder, "text_model", encoder).final_layer_norm
+        return norm(outputs.hidden_states[-(skip + 1)])
+
+    def guided(self, run: Run) -> bool:
+        return run.guidance > 1 and self.denoiser.config.time_cond_proj_dim is None
+
+    def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
+        return predict_with_unet(self, run, latents, timestep, text)
+
+    def guide(self, run: Run, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return rescaled(self, run, super().guide(run, outputs), outputs["text"])
+
+    def decode(self, run: Run, latents: torch.Tensor, output_type: str) -> Any:
+        pixels = self.pipeline.vae.decode(self.unscale(latents), return_dict=False)[0]
+        pixels, flagged = self.pipeline.run_safety_checker(pixels, self.device, latents.dtype)
+        keep = [True] * len(pixels) if flagged is None else [not bad for bad in flagged]
+        return self.pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=keep)
+
+    def layout(self, run: Run) -> TokenLayout:
+        return unet_layout(self, run)
