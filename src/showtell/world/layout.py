@@ -1,8 +1,8 @@
 """Where things go: positions for groups of objects, so that exactly the wanted relations are true of them.
 
-A particle search: many partial layouts grow together, one object at a time; those that break a rule are replaced by
-copies of those that do not. It is exact (what it returns has been checked by `Scene.relations`) and takes well under
-a millisecond for ordinary scenes.
+A particle search: many partial layouts grow together, one object at a time; those that break a rule are
+replaced by copies of those that do not. It is exact (what it returns has been checked by `Scene.relations`)
+and takes well under a millisecond for ordinary scenes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class _Level:
-    """How hard to try: particles, separation (in sums of radii), how clear a direction must be, free border."""
+    """How hard to try: particles, separation (in sums of radii), clearness of directions, free border."""
 
     particles: int
     separation: float
@@ -49,8 +49,9 @@ def place(
     """The objects of all groups in order, with new x, y and depth.
 
     groups: objects whose positions are ignored; neighbouring groups differ in their facts. relations: what
-    `Scene.relations` shall be, exactly; None leaves them to chance. Objects overlap only where one is in front of,
-    behind or inside the other. floor: the largest y in use (0.84 leaves room for a written word). The same rng state gives the same layout. SceneError where nothing fits.
+    `Scene.relations` shall be, exactly; None leaves them to chance. Objects overlap only where one is in
+    front of, behind or inside the other. floor: the largest y in use (0.84 leaves room for a written word).
+    The same rng state gives the same layout. SceneError where nothing fits.
     """
     objects = [o for group in groups for o in group]
     if not 1 <= len(objects) <= MAX_OBJECTS:
@@ -69,7 +70,7 @@ def place(
 
 
 def _depths(groups: Sequence[Sequence[SceneObject]], relations: Sequence[Relation]) -> list[int]:
-    """0 for the nearest; behind something is one deeper. Relations join neighbours only, so there is no cycle."""
+    """0 for the nearest; behind something is one deeper. Relations join neighbours only: no cycles."""
     level = [0] * len(groups)
     for _ in groups:
         for r in relations:
@@ -87,7 +88,7 @@ def _search(
     level: _Level,
     floor: float,
 ) -> Floats:
-    """Layouts (found, objects, 2) that satisfy separation and pairwise relations; (0, objects, 2) if none was found."""
+    """Layouts (found, objects, 2) that satisfy separation and pairwise relations; found may be 0."""
     count = level.particles
     radii = [o.radius for group in groups for o in group]
     starts = np.cumsum([0, *(len(g) for g in groups)])
@@ -146,7 +147,7 @@ def _search(
 
 
 def _clear(kind: str, a: Floats, b: Floats, ratio: float, gap: float) -> Floats:
-    """(particles,) whether a (particles, m, 2) is `kind` b (particles, n, 2), as `Scene.relations` sees it."""
+    """(particles,) whether a (particles, m, 2) is `kind` b (particles, n, 2), as a `Scene` sees it."""
     axis, sign = DIRECTIONS[kind]
     mean = b.mean(1) - a.mean(1)
     along, across = sign * mean[:, axis], np.abs(mean[:, 1 - axis])

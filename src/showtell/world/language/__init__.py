@@ -1,27 +1,28 @@
 """Scenes in words: `caption` writes them, `parse` reads them back; English, Chinese and Spanish.
 
-Every caption states all facts of its scene, so parsing it gives a scene that matches. Defaults (medium, solid, whole,
-upright, a white background, flat style, even light, no word, a still camera) stay unsaid, except in "detailed".
+Every caption states all facts of its scene, so parsing it gives a scene that matches. Defaults (medium,
+solid, whole, upright, a white background, flat style, even light, no word, a still camera) stay unsaid,
+except in "detailed".
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from showtell.world.language import english
+from showtell.world.language import chinese, english, spanish
 from showtell.world.language.parsing import MAX_TEXT, scene_of
 from showtell.world.scene import Scene, SceneError
 
-_MODULES: dict[str, Any] = {"en": english}
-LANGUAGES = ("en", "zh", "es")
+_MODULES: dict[str, Any] = {"en": english, "zh": chinese, "es": spanish}
+LANGUAGES = tuple(_MODULES)
 STYLES = ("terse", "plain", "detailed", "paraphrase-1", "paraphrase-2", "paraphrase-3", "paraphrase-4")
 
 
 def caption(scene: Scene, language: str = "en", style: str = "plain") -> str:
     """The scene in words: a pure function of its facts and stated relations.
 
-    language: one of `LANGUAGES`; style: one of `STYLES` (the paraphrases use other words; "paraphrase-2" mentions the
-    objects in the opposite order where every relation has an inverse). SceneError for others.
+    language: one of `LANGUAGES`; style: one of `STYLES` (the paraphrases use other words; "paraphrase-2"
+    mentions the objects in the opposite order where every relation has an inverse). SceneError for others.
     """
     if language not in _MODULES:
         raise SceneError(f"unknown language {language!r}; use one of: {', '.join(LANGUAGES)}")
@@ -31,11 +32,12 @@ def caption(scene: Scene, language: str = "en", style: str = "plain") -> str:
 
 
 def parse(text: str) -> Scene:
-    """The scene that a text means; the language is recognised. Inverts every caption, and reads natural variants.
+    """The scene that a text means, in any of the languages. Inverts every caption; reads natural variants.
 
-    The layout is drawn so that the scene's relations are exactly the stated ones; the same text gives the same scene.
-    SceneError for an empty or over-long text (`MAX_TEXT` characters), for unknown words (all of them, each with the
-    nearest known one), for what cannot be read, and for what contradicts itself or does not fit on the canvas.
+    The layout is drawn so that the scene's relations are exactly the stated ones; the same text gives the
+    same scene. SceneError for an empty or over-long text (`MAX_TEXT` characters), for unknown words (all of
+    them, each with the nearest known one), for what cannot be read, and for what contradicts itself or does
+    not fit on the canvas.
     """
     if not text.strip():
         raise SceneError("the text is empty; say for example 'a red ring left of a blue star'")

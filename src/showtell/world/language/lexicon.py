@@ -1,21 +1,21 @@
 """What the three languages share: a phrase table, and the lexer that turns a text into symbols with it.
 
-A symbol is (kind, value): ("shape", "ring"), ("relation", "left of"), ("background", "sky") ... The grammar in
-`parsing` reads symbols only, so it is the same for every language.
+A symbol is (kind, value): ("shape", "ring"), ("relation", "left of"), ("background", "sky") ... The grammar
+in `parsing` reads symbols only, so it is the same for every language.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from showtell.world.scene import Group, Relation, Scene, SceneError
+from showtell.world.scene import SceneError
 
 _TOKEN = re.compile(r"[^\W_㐀-鿿]+(?:[-'’][^\W\d_㐀-鿿]+)*|[㐀-鿿]|[^\s]")
-COMMAS = frozenset(",.;:，。；：、")
+COMMAS = frozenset(",.;:?!，。；：、？！¿¡")
 QUOTES = frozenset("\"'“”‘’«»「」`")
 
 
@@ -30,16 +30,16 @@ class Symbol:
 
 @dataclass
 class Lexicon:
-    """The phrases of one language. `spellings` maps variants of single words to the usual one before look-up."""
+    """The phrases of one language. `spellings` maps variants of single words to the usual one."""
 
     code: str
     spellings: Mapping[str, str] = field(default_factory=dict)
     phrases: dict[str, list[tuple[tuple[str, ...], str, Any]]] = field(default_factory=dict)
     vocabulary: set[str] = field(default_factory=set)
 
-    def add(self, kind: str, value: Any, *phrases: str) -> None:
-        """Lets each phrase mean the symbol; the longest phrase that fits wins, whatever the order of adding."""
-        for phrase in phrases:
+    def add(self, kind: str, value: Any, phrases: str) -> None:
+        """Lets each of the phrases, separated by "|", mean the symbol; the longest that fits a text wins."""
+        for phrase in phrases.split("|"):
             words = tuple(self.split(phrase))
             known = self.phrases.setdefault(words[0], [])
             if all(words != other for other, _, _ in known):
@@ -48,7 +48,7 @@ class Lexicon:
             self.vocabulary.update(w for w in words if w not in COMMAS)
 
     def split(self, text: str) -> list[str]:
-        """The tokens of a text, in lower case and usual spelling; a hyphenated word that is not known is split."""
+        """The tokens of a text, in lower case and usual spelling; unknown hyphenated words are split."""
         return [word for word, _ in self._split(text)]
 
     def _split(self, text: str) -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ class Lexicon:
         words = [word for word, _ in tokens]
         symbols: list[Symbol] = []
         unknown: list[str] = []
-        at = 0
+        at = follows = 0
         while at < len(words):
             for phrase, kind, value in self.phrases.get(words[at], ()):
                 if tuple(words[at : at + len(phrase)]) == phrase:
@@ -85,49 +85,31 @@ class Lexicon:
                     symbols.append(Symbol("count", int(words[at]) if len(words[at]) < 4 else 999, words[at]))
                 elif words[at] in self.vocabulary:
                     symbols.append(Symbol("stray", None, words[at]))
+                elif unknown and follows == at and self.code == "zh":
+                    unknown[-1] += words[at]
+                    follows = at + 1
                 else:
                     unknown.append(words[at])
+                    follows = at + 1
                 at += 1
         if unknown:
             raise SceneError(self._unknown(unknown))
         return symbols
 
     def known(self, text: str) -> int:
-        """How many tokens of the text occur in this language; the language of a text is the one that knows most."""
+        """How many tokens of the text occur in this language."""
         return sum(word in self.vocabulary for word in self.split(text))
 
     def _unknown(self, words: Iterable[str]) -> str:
+        known = sorted(w for w in self._names() if len(w) > 2 or self.code == "zh")
         named = []
         for word in dict.fromkeys(words):
-            near = difflib.get_close_matches(word, sorted(self.vocabulary), n=1, cutoff=0.5)
-            named.append(
-                f"{word!r}"
-                + (f" (nearest known word: {near[0]!r})" if near else f" ({self._none_near(word)})")
-            )
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+            named.append(f"{word!r} (nearest known word: {near[0]!r})")
         return f"unknown word{'s' if len(named) > 1 else ''}: {', '.join(named)}"
 
-    def _none_near(self, word: str) -> str:
-        near = difflib.get_close_matches(
-            word, sorted(w for w in self.vocabulary if len(w) > 2), n=1, cutoff=0.0
-        )
-        return f"nearest known word: {near[0]!r}" if near else "no known word is near"
-
-
-def links(groups: Sequence[Group], relations: Sequence[Relation]) -> list[str]:
-    """What joins group i to group i + 1: a relation, "" where none is stated, "between" and "and" for A between B and C."""
-    kinds = [""] * (len(groups) - 1)
-    for r in relations:
-        kinds[r.subject] = r.kind
-        if r.kind == "between":
-            kinds[1] = "and"
-    return kinds
-
-
-def backwards(scene: Scene) -> tuple[list[Group], list[str]] | None:
-    """Groups and links with the last group mentioned first; None where a relation has no inverse or a merge results."""
-    from showtell.world.scene import INVERSE
-
-    kinds = links(scene.groups, scene.relations)
-    if not kinds or any(kind and kind not in INVERSE for kind in kinds):
-        return None
-    return list(scene.groups[::-1]), [INVERSE.get(kind, "") for kind in kinds[::-1]]
+    def _names(self) -> set[str]:
+        """What a user may have meant: single words; in Chinese, whose words have no spaces, whole phrases."""
+        if self.code != "zh":
+            return self.vocabulary
+        return {"".join(words) for known in self.phrases.values() for words, _, _ in known}

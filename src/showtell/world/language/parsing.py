@@ -1,8 +1,8 @@
 """The grammar: from symbols to a scene. One grammar for all languages.
 
-scene    = [extra ...] things [extra ...]                       extras (background, style, ...) may stand anywhere
-things   = thing { link thing }
-link     = relation | "and" | ","                               prefix order: A left-of B
+scene    = [extra ...] things [extra ...]                       extras (background, style, ...) may stand
+anywhere things   = thing { link thing } link     = relation | "and" | ","
+prefix order: A left-of B
          | "at" ... relation                                    postfix order (Chinese): A at B left-of
 thing    = { article | count | attribute | motion } with one shape
 """
@@ -96,6 +96,8 @@ class Reader:
                         f"{symbol.text!r} contradicts the {symbol.kind} {said[symbol.kind]!r} said before"
                     )
                 said[symbol.kind] = symbol.value
+            elif symbol.kind == "skip" and self.peek(1).kind in ATTRIBUTES and self.peek(1).kind not in said:
+                pass  # "a heart that is pink"
             elif symbol.kind != "of":
                 break
             self.at += 1
@@ -107,7 +109,7 @@ class Reader:
 
 
 def scene_of(text: str, lexicon: Lexicon) -> Scene:
-    """The scene that the text means in the lexicon's language, laid out; see `showtell.world.language.parse`."""
+    """The scene that the text means in the lexicon's language; see `showtell.world.language.parse`."""
     symbols = lexicon.read(text)
     extras, rest = _split(symbols)
     reader = Reader(rest)
@@ -129,7 +131,7 @@ def _split(symbols: list[Symbol]) -> tuple[dict[str, str], list[Symbol]]:
         if symbol.kind in EXTRAS:
             if extras.get(symbol.kind, symbol.value) != symbol.value:
                 raise SceneError(
-                    f"the text names two values for {symbol.kind}: {extras[symbol.kind]!r} and {symbol.value!r}"
+                    f"two values for the {symbol.kind}: {extras[symbol.kind]!r} and {symbol.value!r}"
                 )
             extras[symbol.kind] = symbol.value
             rest.append(Symbol("comma", None, symbol.text))
