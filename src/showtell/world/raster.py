@@ -31,7 +31,7 @@ RGB = {
 RIM = 0.012  # width of an object's rim, in canvas units (at scale 1, like the lengths below)
 PERIOD = 0.094  # of every texture: two fit into the smallest object
 _STROKE = 0.036  # width of the outline style's stroke
-_WOBBLE = 0.008  # how far watercolour's edges stray
+_WOBBLE = 0.035  # how far watercolour's edges stray, in radii: a circle must not look like a hexagon
 _SHADOW = (0.036, 0.04, 0.38)  # offset, softness, opacity
 _SHADE = 46.0  # brightness that light adds on one side and takes on the other, of 255
 _TOWARDS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
@@ -161,7 +161,7 @@ def rasterise(table: Table, size: int) -> list[Crop | None]:
 def _sides(table: Table, size: int) -> NDArray[np.int64]:
     """Width in pixels of the square crop that holds each drawable, rounded up to few distinct values."""
     turned = np.where(table[:, ANGLE] % 90 == 0, 1.0, math.sqrt(2))
-    stray = np.where(table[:, HAND] == 2, 2 * _WOBBLE, 0.0) * table[:, SCALE]
+    stray = np.where(table[:, HAND] == 2, 2 * _WOBBLE, 0.0) * table[:, EXTENT]
     reach = table[:, EXTENT] * turned + np.maximum(table[:, SOFT] / 2, 0.5 / size) + stray
     sides = np.ceil(2 * reach * size + 1).astype(np.int64)
     step = np.maximum(4, 2 ** np.floor(np.log2(sides)).astype(np.int64) // 4)
@@ -229,7 +229,7 @@ def _wobble(
         return None, None
     along = np.arange(side) + 0.5
     px, py = (2 * math.pi * (start[:, None] + along) / size for start in (left, top))
-    depth = (wet * _WOBBLE * table[:, SCALE] / table[:, EXTENT])[:, None, None]
+    depth = (wet * _WOBBLE)[:, None, None]
 
     def field(*waves: tuple[float, float, float]) -> Floats:
         down = (np.sin(fy * py + phase)[:, :, None] for _, fy, phase in waves)
@@ -282,21 +282,28 @@ def _colour(table: Table, distance: Floats, coverage: Floats, x: Floats, y: Floa
     inner *= _column(table[:, ALPHA])
     colour = (surface - rim) * inner[:, None]
     colour += rim * coverage[:, None]
-    hollow = np.flatnonzero((table[:, HAND] == 1) & (table[:, SHADOW] == 0))
-    if hollow.size:
-        within = distance[hollow] + _column(_STROKE * table[hollow, SCALE])
-        core = np.clip(0.5 - within * sharp[hollow], 0, 1) * _column(table[hollow, ALPHA])
-        inner[hollow] = core
-        pale = surface[hollow] + 0.72 * (255 - surface[hollow])
-        colour[hollow] += (pale - surface[hollow]) * core[:, None]
-        tone[hollow] = 0.45 * tone[hollow] + 0.55 * surface[hollow]
-        surface = surface.copy()
-        surface[hollow] = pale
+    core = _core(table, distance, sharp)
+    if core is not None:
+        pale = 0.28 * surface + 0.72 * 255
+        colour += (pale - surface) * core[:, None]
     patterned = np.flatnonzero((table[:, TEXTURE] > 0) & (table[:, SHADOW] == 0))
     if patterned.size:
-        second = _texture(table[patterned], x[patterned], y[patterned], sharp[patterned]) * inner[patterned]
-        colour[patterned] += (tone[patterned] - surface[patterned]) * second[:, None]
+        second = _texture(table[patterned], x[patterned], y[patterned], sharp[patterned])
+        change = (tone - surface)[patterned]
+        colour[patterned] += change * (second * inner[patterned])[:, None]
+        if core is not None:  # on the pale fill the pattern is a little darker than the fill
+            faint = (0.45 * tone + 0.55 * surface - pale)[patterned] - change
+            colour[patterned] += faint * (second * core[patterned])[:, None]
     return colour
+
+
+def _core(table: Table, distance: Floats, sharp: Floats) -> Floats | None:
+    """(k, side, side) coverage by the pale fill of the outline style; None where nothing has one."""
+    hollow = (table[:, HAND] == 1) & (table[:, SHADOW] == 0)
+    if not hollow.any():
+        return None
+    within = distance + _column(_STROKE * table[:, SCALE])
+    return np.clip(0.5 - within * sharp, 0, 1) * _column(hollow * table[:, ALPHA])
 
 
 def _texture(table: Table, x: Floats, y: Floats, sharp: Floats) -> Floats:
