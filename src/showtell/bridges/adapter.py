@@ -29,7 +29,9 @@ class Adapter:
 
     steps, scale: the pipeline's default number of steps and guidance scale. options: the further keywords
         it accepts;
-        text_options: those of them that `encode` and `pieces` take.
+        text_options: those of them that `encode` and `pieces` take;
+        per_sample: those of them that come one per sample (`run.options` holds a list of them, as long as
+            `run.prompts`).
     text_encoders: names of the components whose weights the encoded text depends on.
     rescaled_input: whether the pipeline passes latents through `scheduler.scale_model_input`.
     zero_begin: whether the pipeline calls `scheduler.set_begin_index(0)`.
@@ -39,6 +41,7 @@ class Adapter:
     scale: float = 7.5
     options: frozenset[str] = frozenset()
     text_options: frozenset[str] = frozenset()
+    per_sample: frozenset[str] = frozenset({"image", "mask_image", "control_image", "ip_adapter_image"})
     text_encoders: tuple[str, ...] = ("text_encoder",)
     rescaled_input: bool = True
     zero_begin: bool = False
@@ -66,8 +69,8 @@ class Adapter:
         """Height and width must be multiples of this."""
         return int(self.pipeline.vae_scale_factor)
 
-    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width in pixels: the model's own where not given."""
+    def size(self, height: int | None, width: int | None, **options: Any) -> tuple[int, int]:
+        """Height and width in pixels: the model's own (or a given image's) where not given."""
         own = self.denoiser.config.sample_size
         own_height, own_width = (own, own) if isinstance(own, int) else own
         factor = self.pipeline.vae_scale_factor

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,48 +63,78 @@ class DiffusionBridge(Bridge):
         Raises ShowtellError for sizes, latents or keywords the model cannot take, and where the latents
         become NaN.
         """
-        if "generate" not in self.can:
-            raise self.unsupported("generate")
-        return self._sample(
-            prompts, using, seed, generator, negative_prompt, num_inference_steps, guidance_scale,
-            height, width, num_frames, latents, output_type, more,
+        self._offers("generate")
+        settings = _Settings(
+            list(using), seed, generator, negative_prompt, num_inference_steps, guidance_scale, height, width,
+            num_frames, latents, output_type,
         )  # fmt: skip
+        return self._sample(prompts, settings, more)
 
-    def _sample(
-        self, prompts: Any, using: Any, seed: Any, generator: Any, negative: Any, steps: int | None, scale:
-            float | None,
-        height: int | None, width: int | None, num_frames: int | None, latents: Any, output_type: str, more:
-            dict[str, Any],
-    ) -> list[Any]:  # fmt: skip
+    def edit(
+        self, images: Any, instructions: str | list[str], *, seed: int | list[int] = 0, **more: Any
+    ) -> list[Any]:
+        """See `Bridge.edit`. Takes the keywords of `generate`."""
+        self._offers("edit")
+        pictures = _image_list(images)
+        texts = as_list(instructions)
+        count = max(len(pictures), len(texts))
+        more["image"] = pictures if len(pictures) == count else pictures * count
+        texts = texts if len(texts) == count else texts * count
+        return self._sample(texts, _settings(more, seed), more)
+
+    def animate(
+        self, prompts: str | list[str], images: Any = None, *, seed: int | list[int] = 0, **more: Any
+    ) -> list[Any]:
+        """See `Bridge.animate`. Takes the keywords of `generate`; num_frames: frames of each clip."""
+        self._offers("animate")
+        if images is not None:
+            more["image"] = _image_list(images)
+        return self._sample(prompts, _settings(more, seed), more)
+
+    def _sample(self, prompts: Any, settings: _Settings, more: dict[str, Any]) -> list[Any]:
         copies = more.pop("num_images_per_prompt", None) or 1
         size = more.pop("batch_size", None)
-        prompts = [prompt for prompt in _texts(prompts, "prompts") for _ in range(copies)]
-        negatives = (
-            None
-            if negative is None
-            else [n for n in _negatives(negative, len(prompts) // copies) for _ in range(copies)]
+        texts = _texts(prompts, "prompts")
+        each = self._per_sample(more, len(texts), copies)
+        self._check(more, settings.output_type, settings.steps)
+        negatives = _repeat(
+            None if settings.negative is None else _negatives(settings.negative, len(texts)), copies
         )
-        self._check(more, output_type, steps)
-        generators = _generators(seed, generator, len(prompts))
-        size = size or len(prompts)
-        if size < len(prompts) and isinstance(generators, torch.Generator):
+        texts = [text for text in texts for _ in range(copies)]
+        generators = _generators(settings.seed, settings.generator, len(texts))
+        size = size or len(texts)
+        if size < len(texts) and isinstance(generators, torch.Generator):
             raise ShowtellError(
                 "one generator for several batches would depend on batch_size; give seed, or one each."
             )
         outputs: list[Any] = []
-        for first in range(0, len(prompts), size):
+        for first in range(0, len(texts), size):
             part = slice(first, first + size)
-            run = DenoisingRun(self, self.adapter, prompts[part], using)
+            run = DenoisingRun(self, self.adapter, texts[part], settings.using)
             run.negative_prompts = None if negatives is None else negatives[part]
             run.generators = generators[part] if isinstance(generators, list) else generators
-            run.guidance = float(self.adapter.scale if scale is None else scale)
-            run.options = dict(more)
-            run.height, run.width = self._size(height, width)
-            run.num_frames = self.adapter.frames(num_frames)
-            outputs += self._run(
-                run, steps or self.adapter.steps, None if latents is None else latents[part], output_type
-            )
+            run.guidance = float(self.adapter.scale if settings.scale is None else settings.scale)
+            run.options = {**more, **{name: values[part] for name, values in each.items()}}
+            run.height, run.width = self._size(settings.height, settings.width, run.options)
+            run.num_frames = self.adapter.frames(settings.frames)
+            latents = None if settings.latents is None else settings.latents[part]
+            outputs += self._run(run, settings.steps or self.adapter.steps, latents, settings.output_type)
         return outputs
+
+    def _per_sample(self, more: dict[str, Any], count: int, copies: int) -> dict[str, list[Any]]:
+        """The options that come one per sample (images, masks), repeated and sliced with the prompts."""
+        names = [
+            name for name in self.adapter.per_sample & self.adapter.options if more.get(name) is not None
+        ]
+        lists = {name: _image_list(more[name]) for name in names}
+        return {
+            name: [
+                value
+                for value in spread(values if len(values) > 1 else values[0], count, name)
+                for _ in range(copies)
+            ]
+            for name, values in lists.items()
+        }
 
     @torch.no_grad()
     def _run(
@@ -201,8 +232,10 @@ class DiffusionBridge(Bridge):
         if ability not in self.can:
             raise self.unsupported(ability)
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        height, width = self.adapter.size(height, width)
+    def _size(
+        self, height: int | None, width: int | None, options: dict[str, Any] | None = None
+    ) -> tuple[int, int]:
+        height, width = self.adapter.size(height, width, **(options or {}))
         multiple = self.adapter.multiple
         if height % multiple or width % multiple or height <= 0 or width <= 0:
             near = tuple(max(multiple, round(side / multiple) * multiple) for side in (height, width))
@@ -223,6 +256,34 @@ class DiffusionBridge(Bridge):
             raise ShowtellError(f"output_type={output_type!r}: use one of {', '.join(OUTPUTS)}.")
         if steps is not None and steps < 1:
             raise ShowtellError(f"num_inference_steps={steps}: use 1 or more.")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The keywords that every diffusion family takes."""
+
+    using: list[Technique]
+    seed: int | list[int] = 0
+    generator: Any = None
+    negative: str | list[str] | None = None
+    steps: int | None = None
+    scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    latents: torch.Tensor | None = None
+    output_type: str = "pil"
+
+
+def _settings(more: dict[str, Any], seed: int | list[int]) -> _Settings:
+    """Takes the keywords of `generate` out of `more`."""
+    names = {
+        "generator": "generator", "negative_prompt": "negative", "num_inference_steps": "steps",
+        "guidance_scale": "scale", "height": "height", "width": "width", "num_frames": "frames",
+        "latents": "latents", "output_type": "output_type",
+    }  # fmt: skip
+    given = {field: more.pop(name) for name, field in names.items() if name in more}
+    return _Settings(list(more.pop("using", ())), seed, **given)
 
 
 class _Progress(Technique):
@@ -265,8 +326,16 @@ def _mixed(seed: int, index: int) -> int:
     )
 
 
-def _image_list(images: Any) -> Any:
-    """Images as diffusers' processors take them: tensors and arrays as they are, PIL images in a list."""
+def _image_list(images: Any) -> list[Any]:
+    """One image or many, PIL, (n, height, width, 3) arrays or (n, 3, height, width) tensors, as a list of
+    images.
+    """
     if isinstance(images, (torch.Tensor, np.ndarray)):
-        return images if images.ndim > 3 else images[None]
+        return list(images) if images.ndim > 3 else [images]
+    if not as_list(images):
+        raise ShowtellError("no images given; give one or a list.")
     return as_list(images)
+
+
+def _repeat(values: list[Any] | None, copies: int) -> list[Any] | None:
+    return None if values is None else [value for value in values for _ in range(copies)]

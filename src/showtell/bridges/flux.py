@@ -32,7 +32,7 @@ class Flux(Adapter):
     def multiple(self) -> int:
         return int(self.pipeline.vae_scale_factor) * 2
 
-    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def size(self, height: int | None, width: int | None, **options: Any) -> tuple[int, int]:
         own = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         return height or own, width or own
 
