@@ -380,18 +380,36 @@ def test_world_sample(run, tmp_path):
     )
 
 
-def test_train_passes_on_only_what_was_given(run, monkeypatch, tmp_path):
+def test_train(run, monkeypatch, tmp_path):
     from showtell.train import recipes
 
     calls = []
     monkeypatch.setattr(recipes, "run", lambda *names, **options: calls.append((names, options)))
     out = tmp_path / "deep" / "run"
-    assert run("train", recipes.NAMES[0], "--out", out)[0] == 0
-    assert run("train", recipes.NAMES[0], "--out", out, "--data", "emoji", "--steps", 5, "--resume")[0] == 0
-    names = (recipes.NAMES[0],)
+    name = recipes.NAMES[0]
+    assert run("train", name, "--out", out)[0] == 0
+    assert (
+        run(
+            "train",
+            name,
+            "--out",
+            out,
+            "--data",
+            "emoji",
+            "--steps",
+            5,
+            "--batch",
+            8,
+            "--seed",
+            2,
+            "--resume",
+        )[0]
+        == 0
+    )
+    names = (name,)
     assert calls == [
-        (names, {"out": out, "resume": False}),
-        (names, {"out": out, "resume": True, "data": "emoji", "steps": 5}),
+        (names, {"data": None, "out": out, "resume": False, "steps": None, "batch": None, "seed": 0}),
+        (names, {"data": "emoji", "out": out, "resume": True, "steps": 5, "batch": 8, "seed": 2}),
     ]
 
 

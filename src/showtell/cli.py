@@ -238,15 +238,13 @@ def train(
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="The recipe's own by default.")] = None,
+    seed: Seed = 0,
 ) -> None:
     """Train one of the library's own models by its recipe."""
     from showtell.train import recipes
 
     _folder_out(out)
-    chosen = {"data": data, "steps": steps, "batch": batch, "seed": seed}
-    given = {key: value for key, value in chosen.items() if value is not None}
-    result = recipes.run(name, out=out, resume=resume, **given)
+    result = recipes.run(name, data=data, out=out, resume=resume, steps=steps, batch=batch, seed=seed)
     if getattr(result, "interrupted", False):
         print("stopped early; --resume goes on from there", file=sys.stderr)
         raise typer.Exit(130)

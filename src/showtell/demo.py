@@ -115,9 +115,9 @@ def collect(bridge: Bridge, seed: int = 0, demo: Demo | None = None) -> Demo:
     ]
     scene, image = Scene.parse(texts[0]), images[0]
     if "edit" in bridge.can:
-        demo.edited = demo.timed("1 edit, with its caption", lambda: _edit(bridge, scene, image, seed))
+        demo.edited = demo.timed("the edit, with its caption", lambda: _edit(bridge, scene, image, seed))
     if "answer" in bridge.can:
-        demo.answered = demo.timed("3 answers", lambda: _answers(bridge, scene, image, seed))
+        demo.answered = demo.timed("the answers", lambda: _answers(bridge, scene, image, seed))
     return demo
 
 
@@ -135,7 +135,8 @@ def _captions(bridge: Bridge, images: list[Image.Image], prompts: list[tuple[str
 def _edit(bridge: Bridge, scene: Scene, image: Image.Image, seed: int) -> Edited:
     from showtell.world.edits import edits
 
-    wanted = edits(scene, random.Random(seed), n=1)[0]
+    # Kinds whose result does not depend on the layout: the image may have another than the parsed prompt.
+    wanted = edits(scene, random.Random(seed), n=1, kinds=("recolour", "replace", "retexture"))[0]
     instruction = wanted.text("en")
     [after] = bridge.edit([image], [instruction], seed=seed)
     [caption] = bridge.caption([after])
