@@ -24,11 +24,10 @@ def caption(scene: Scene, language: str = "en", style: str = "plain") -> str:
     language: one of `LANGUAGES`; style: one of `STYLES` (the paraphrases use other words; "paraphrase-2"
     mentions the objects in the opposite order where every relation has an inverse). SceneError for others.
     """
-    if language not in _MODULES:
-        raise SceneError(f"unknown language {language!r}; use one of: {', '.join(LANGUAGES)}")
+    wording = module(language)
     if style not in STYLES:
         raise SceneError(f"unknown caption style {style!r}; use one of: {', '.join(STYLES)}")
-    return str(_MODULES[language].caption(scene, style))
+    return str(wording.caption(scene, style))
 
 
 def parse(text: str) -> Scene:
@@ -53,6 +52,11 @@ def language_of(text: str) -> str:
 
 def words(language: str = "en") -> frozenset[str]:
     """Every word (Chinese: character) that the language's captions, questions and edits can use."""
+    return frozenset(module(language).LEXICON.vocabulary)
+
+
+def module(language: str) -> Any:
+    """The module that holds the language's words; SceneError for an unknown one."""
     if language not in _MODULES:
         raise SceneError(f"unknown language {language!r}; use one of: {', '.join(LANGUAGES)}")
-    return frozenset(_MODULES[language].LEXICON.vocabulary)
+    return _MODULES[language]

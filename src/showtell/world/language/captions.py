@@ -40,9 +40,12 @@ class Wording:
             if fact == "word":
                 text += self.templates[style]["word" if value else "no word"].format(value)
                 continue
-            names = self.names.get(f"{fact} {style}") or self.names[fact]
-            text += self.templates[style][fact].format(names[value])
+            text += self.templates[style][fact].format(self.name(fact, value, style))
         return text
+
+    def name(self, fact: str, value: str, style: str) -> str:
+        """What the language calls a background, style, light or camera in the style."""
+        return (self.names.get(f"{fact} {style}") or self.names[fact])[value]
 
     def chain(self, things: Sequence[str], groups: Sequence[Group], kinds: Sequence[str], style: str) -> str:
         """Things joined by relations in prefix order: "A left of B, which is above C and D"."""

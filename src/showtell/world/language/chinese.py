@@ -7,6 +7,7 @@ from typing import Any
 
 from showtell.world.language.captions import Wording, order, stated
 from showtell.world.language.lexicon import Lexicon
+from showtell.world.language.templates import learn
 from showtell.world.scene import MOTIONS as KINDS
 from showtell.world.scene import Motion, Scene
 
@@ -87,6 +88,28 @@ WORDING = Wording(
 _AT = {"paraphrase-2": "位于", "paraphrase-3": "处于"}
 
 
+QUESTIONS = {
+    "background": ("背景是什么？",), "style": ("风格是什么？",), "word": ("写着什么？",),
+    "light": ("光从哪里来？",),
+    "camera": ("镜头怎么动？",), "existence": ("有{}吗？",),
+    "count": ("有几个{}？", *(f"有几{measure}{{}}？" for measure in dict.fromkeys(MEASURES.values()))),
+    "colour": ("{}是什么颜色？",), "shape": ("{}是什么形状？",), "size": ("{}是什么尺寸？",),
+    "texture": ("{}是什么图案？",), "state": ("{}是什么状态？",), "motion": ("{}在做什么？",),
+    "relation": ("{}是什么？",), "related": ("{}吗？",),
+}  # fmt: skip
+ANSWERS = {"yes": "是", "no": "否", "": "无", "even": "四周"}
+INSTRUCTIONS = {
+    "background": ("把背景换成{}",), "count": ("把{}的数量改成{}",),
+    "restyle": ("改成{}",), "replace": ("把{}换成{}",),
+    "change": ("把{}变成{}",), "move": ("把{}移到{}",), "add": ("添加{}", "在{}添加{}"),
+    "remove": ("移除{}", "去掉{}"),
+}  # fmt: skip
+PLACES = {
+    "top left": "左上角", "top": "顶部", "top right": "右上角", "left": "左侧位置", "centre": "中央",
+    "right": "右侧位置", "bottom left": "左下角", "bottom": "底部", "bottom right": "右下角",
+}  # fmt: skip
+
+
 def noun(said: Mapping[str, Any], count: int = 1) -> str:
     """Attributes and noun: "裂开的蓝色条纹大星星", "红色圆形", "蓝色的东西"."""
     text = f"{moving(said['motion'])}的" if "motion" in said else ""
@@ -104,6 +127,14 @@ def noun(said: Mapping[str, Any], count: int = 1) -> str:
     return f"{text}{'' if text.endswith('的') or not text else '的'}{SHAPES['thing']}"
 
 
+def value(name: str, what: Any, shape: str = "thing", count: int = 1) -> str:
+    """One attribute's value on its own, as an answer says it: "红色", "大号", "向左移动"."""
+    if name == "motion":
+        return moving(what)
+    names: Mapping[Any, str] = _VALUES[name]
+    return names[what].removesuffix("的")
+
+
 def moving(motion: Motion) -> str:
     return MOTIONS[motion.kind].format(COLOURS.get(motion.to) or DIRECTIONS.get(motion.to, ""))
 
@@ -119,6 +150,20 @@ def the(said: Mapping[str, Any], count: int = 1) -> str:
 def number(count: int, said: Mapping[str, Any]) -> str:
     """ "一个红色圆环", "三颗红色星星"."""
     return f"{NUMBERS[count]}{MEASURES.get(said.get('shape', 'thing'), '个')}{noun(said)}"
+
+
+def styled(name: str) -> str:
+    return f"{STYLES[name]}风格"
+
+
+def located(kind: str, other: str, style: str = "") -> str:
+    """Where something is: "蓝色星星的左边"."""
+    return f"{other}的{WORDING.relation(kind, style)}"
+
+
+def standing(thing: str, kind: str, other: str) -> str:
+    """A thing and where it is: "红色圆环在蓝色星星的左边"."""
+    return f"{thing}在{located(kind, other)}"
 
 
 def _objects(things: list[str], kinds: list[str], style: str) -> str:
@@ -160,6 +205,11 @@ def caption(scene: Scene, style: str) -> str:
     return objects + extras
 
 
+_VALUES: dict[str, Mapping[Any, str]] = {
+    "shape": SHAPES, "colour": COLOURS, "size": {**SIZES, "small": "小号", "large": "大号"},
+    "texture": TEXTURES,
+    "state": STATES, "rotation": ROTATIONS,
+}  # fmt: skip
 _SYNONYMS = {
     "圆形": "圆|圆圈|圆点形", "正方形": "方形|方块", "三角形": "三角", "菱形": "钻石形",
     "星星": "星形|五角星|星",
@@ -209,6 +259,9 @@ def _lexicon() -> Lexicon:
     add("and", None, "和|、|还有|与|以及|及|跟")
     add("skip", None, "后者|后者是|图中有|有|这是|一幅画|一张图|图中|画着")
     _add_scene(lexicon)
+    for place, name in PLACES.items():
+        add("place", place, name)
+    learn(lexicon, *QUESTIONS.values(), *INSTRUCTIONS.values(), ANSWERS.values())
     return lexicon
 
 

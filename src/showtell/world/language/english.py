@@ -7,6 +7,7 @@ from typing import Any
 
 from showtell.world.language.captions import Wording, order, stated
 from showtell.world.language.lexicon import Lexicon
+from showtell.world.language.templates import learn
 from showtell.world.scene import (
     BACKGROUNDS,
     CAMERAS,
@@ -81,6 +82,31 @@ WORDING = Wording(
 )  # fmt: skip
 
 
+QUESTIONS = {  # kind -> what is asked; the first that fits a question is meant
+    "background": ("what is the background?",), "style": ("what is the style?",),
+    "word": ("what is the word?",),
+    "light": ("where does the light come from?",), "camera": ("what does the camera do?",),
+    "existence": ("is there {}?",), "count": ("how many {} are there?",), "colour": ("what colour is {}?",),
+    "shape": ("what shape is {}?",), "size": ("what size is {}?",),
+    "texture": ("what texture does {} have?",),
+    "state": ("what state is {} in?",), "motion": ("what is {} doing?",), "relation": ("what is {}?",),
+    "related": ("is {}?",),
+}  # fmt: skip
+ANSWERS = {"yes": "yes", "no": "no", "": "none", "even": "everywhere"}
+INSTRUCTIONS = {  # what is done -> how it is said, usual form first
+    "background": ("change the background to {}",), "count": ("change the number of {} to {}",),
+    "restyle": ("turn it into {}", "make it {}"), "replace": ("replace {} with {}",),
+    "change": ("make {}", "turn {}", "paint {}"), "move": ("move {}",), "add": ("add {}",),
+    "remove": ("remove {}", "delete {}"),
+}  # fmt: skip
+PLACES = {
+    "top left": "to the top left", "top": "to the top", "top right": "to the top right",
+    "left": "to the left",
+    "centre": "to the centre", "right": "to the right", "bottom left": "to the bottom left",
+    "bottom": "to the bottom", "bottom right": "to the bottom right",
+}  # fmt: skip
+
+
 def plural(shape: str) -> str:
     return shape + ("es" if shape.endswith("s") else "s")
 
@@ -101,6 +127,13 @@ def noun(said: Mapping[str, Any], count: int = 1) -> str:
     return " ".join(filter(None, words))
 
 
+def value(name: str, what: Any, shape: str = "thing", count: int = 1) -> str:
+    """One attribute's value on its own, as an answer or an instruction says it: "red", "moving left"."""
+    if name == "motion":
+        return MOTION_WORDS.get(what.kind) or MOTION_PHRASES[what.kind].format(what.to)
+    return ROTATIONS[what] if name == "rotation" else str(what)
+
+
 def a(said: Mapping[str, Any]) -> str:
     words = noun(said)
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
@@ -113,6 +146,20 @@ def the(said: Mapping[str, Any], count: int = 1) -> str:
 def number(count: int, said: Mapping[str, Any]) -> str:
     """ "a red ring", "three red rings"."""
     return a(said) if count == 1 else f"{NUMBERS[count]} {noun(said, count)}"
+
+
+def styled(name: str) -> str:
+    return f"{name} style"
+
+
+def located(kind: str, other: str, style: str = "") -> str:
+    """Where something is: "left of the blue star"."""
+    return f"{WORDING.relation(kind, style)} {other}"
+
+
+def standing(thing: str, kind: str, other: str) -> str:
+    """A thing and where it is: "the red ring left of the blue star"."""
+    return f"{thing} {kind} {other}"
 
 
 def caption(scene: Scene, style: str) -> str:
@@ -172,6 +219,10 @@ def _lexicon() -> Lexicon:
     add("skip", None, "which is|which are|that is|that are|is|are|there is|there are|a scene with|a scene of")
     for picture in ("picture", "image", "drawing", "photo", "painting"):
         add("skip", None, f"{picture} of|a {picture} of|an {picture} of")
+    for place, name in PLACES.items():
+        add("place", place, f"{name}|{name} corner|{name} side" if place not in ("top", "centre") else name)
+    add("place", "centre", "to the middle")
+    learn(lexicon, *QUESTIONS.values(), *INSTRUCTIONS.values(), ANSWERS.values())
     return lexicon
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from showtell.world.language.captions import Wording, order, stated
 from showtell.world.language.lexicon import Lexicon
+from showtell.world.language.templates import learn
 from showtell.world.scene import MOTIONS as KINDS
 from showtell.world.scene import ROTATIONS, SIZES, STATES, TEXTURES, Motion, Scene
 
@@ -99,6 +100,31 @@ WORDING = Wording(
 )  # fmt: skip
 
 
+QUESTIONS = {
+    "background": ("¿cuál es el fondo?",), "style": ("¿cuál es el estilo?",),
+    "word": ("¿cuál es la palabra?",),
+    "light": ("¿de dónde viene la luz?",), "camera": ("¿qué hace la cámara?",),
+    "count": ("¿cuántos {} hay?", "¿cuántas {} hay?"), "colour": ("¿de qué color es {}?",),
+    "shape": ("¿qué forma tiene {}?",), "size": ("¿de qué tamaño es {}?",),
+    "texture": ("¿qué textura tiene {}?",),
+    "state": ("¿en qué estado está {}?",), "motion": ("¿qué hace {}?",), "relation": ("¿qué hay {}?",),
+    "existence": ("¿hay {}?",), "related": ("¿está {}?",),
+}  # fmt: skip
+ANSWERS = {"yes": "sí", "no": "no", "": "ninguna", "even": "todas partes"}
+INSTRUCTIONS = {
+    "background": ("cambia el fondo a {}",), "count": ("cambia el número de {} a {}",),
+    "restyle": ("conviértelo a {}",), "replace": ("cambia {} por {}",),
+    "change": ("haz que {} sea {}", "haz que {} sean {}"), "move": ("mueve {}",), "add": ("añade {}",),
+    "remove": ("quita {}", "elimina {}"),
+}  # fmt: skip
+PLACES = {
+    "top left": "arriba a la izquierda", "top": "arriba", "top right": "arriba a la derecha",
+    "left": "a la izquierda",
+    "centre": "al centro", "right": "a la derecha", "bottom left": "abajo a la izquierda", "bottom": "abajo",
+    "bottom right": "abajo a la derecha",
+}  # fmt: skip
+
+
 def plural(word: str) -> str:
     """The plural of a noun or adjective: círculos, azules, cruces, corazones."""
     if word[-1] in "aeiou":
@@ -134,6 +160,14 @@ def noun(said: Mapping[str, Any], count: int = 1) -> str:
     return " ".join(words)
 
 
+def value(name: str, what: Any, shape: str = "thing", count: int = 1) -> str:
+    """One attribute's value on its own, in agreement with the thing: "roja", "rayados", "se mueve abajo"."""
+    feminine, many = shape in FEMININE, count != 1
+    if name == "motion":
+        return _moving(what, feminine, many)
+    return SHAPES[what] if name == "shape" else adjective(what, feminine, many)
+
+
 def a(said: Mapping[str, Any]) -> str:
     return f"{'una' if said.get('shape', 'thing') in FEMININE else 'un'} {noun(said)}"
 
@@ -147,6 +181,20 @@ def the(said: Mapping[str, Any], count: int = 1) -> str:
 def number(count: int, said: Mapping[str, Any]) -> str:
     """ "un anillo rojo", "tres anillos rojos"."""
     return a(said) if count == 1 else f"{NUMBERS[count]} {noun(said, count)}"
+
+
+def styled(name: str) -> str:
+    return f"estilo {STYLES[name]}"
+
+
+def located(kind: str, other: str, style: str = "") -> str:
+    """Where something is: "a la izquierda del anillo rojo"."""
+    return f"{WORDING.relation(kind, style)} {other}".replace(" de el ", " del ")
+
+
+def standing(thing: str, kind: str, other: str) -> str:
+    """A thing and where it is: "la estrella azul a la izquierda del anillo rojo"."""
+    return f"{thing} {located(kind, other)}"
 
 
 def caption(scene: Scene, style: str) -> str:
@@ -209,6 +257,9 @@ def _lexicon() -> Lexicon:
     add("and", None, "y|e|&|+|con un|con una|junto a|además de")
     add("skip", None, "que está|que están|está|están|hay|que es|es|son|se encuentra|se encuentran")
     add("skip", None, "una imagen de|imagen de|un dibujo de|dibujo de|una foto de|foto de")
+    for place, name in PLACES.items():
+        add("place", place, name)
+    learn(lexicon, *QUESTIONS.values(), *INSTRUCTIONS.values(), ANSWERS.values())
     _accept_without_accents(lexicon)
     return lexicon
 
