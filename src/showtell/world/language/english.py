@@ -184,7 +184,7 @@ _SYNONYMS = {  # of shapes, sizes, textures, states and rotations
     "circle": "disc|disk|circular", "diamond": "rhombus", "cross": "plus", "crescent": "moon",
     "drop": "teardrop",
     "ring": "donut", "oval": "ellipse", "flower": "blossom", "triangle": "triangular",
-    "small": "little|tiny", "medium": "medium-sized", "large": "big|huge",
+    "small": "little|tiny", "medium": "medium-sized|medium sized", "large": "big|huge",
     "solid": "plain|filled", "striped": "stripy", "dotted": "spotted", "checked": "checkered|chequered",
     "whole": "intact", "halved": "half", "cracked": "broken",
     "right-turned": "turned right|turned to the right|turned clockwise",
@@ -233,7 +233,8 @@ def _add_attributes(lexicon: Lexicon) -> None:
     for shape in SHAPES:
         for name in (shape, *_SYNONYMS.get(shape, shape).split("|")):
             lexicon.add("shape", shape, f"{name}|{name} shape|{name} shaped|{name} shaped thing")
-            lexicon.add("shapes", shape, plural(name))
+            if not name.endswith("ular"):  # circular
+                lexicon.add("shapes", shape, plural(name))
     lexicon.add("thing", None, "thing|object")
     lexicon.add("things", None, "things|objects")
     for colour in COLOURS:

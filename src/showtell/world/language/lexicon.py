@@ -37,10 +37,13 @@ class Lexicon:
     phrases: dict[str, list[tuple[tuple[str, ...], str, Any]]] = field(default_factory=dict)
     vocabulary: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.vocabulary.update(self.spellings)
+
     def add(self, kind: str, value: Any, phrases: str) -> None:
         """Lets each of the phrases, separated by "|", mean the symbol; the longest that fits a text wins."""
         for phrase in phrases.split("|"):
-            words = tuple(self.split(phrase))
+            words = tuple(word for word, _ in self._split(phrase, whole=True))
             known = self.phrases.setdefault(words[0], [])
             if all(words != other for other, _, _ in known):
                 known.append((words, kind, value))
@@ -51,11 +54,12 @@ class Lexicon:
         """The tokens of a text, in lower case and usual spelling; unknown hyphenated words are split."""
         return [word for word, _ in self._split(text)]
 
-    def _split(self, text: str) -> list[tuple[str, str]]:
+    def _split(self, text: str, whole: bool = False) -> list[tuple[str, str]]:
+        """(usual form, as written) of each token; whole: keep words with a hyphen that are not known yet."""
         tokens = []
         for raw in _TOKEN.findall(text):
             word = self.spellings.get(raw.lower(), raw.lower())
-            if "-" in word and word not in self.vocabulary and len(word) > 1 and self.vocabulary:
+            if "-" in word and len(word) > 1 and not whole and word not in self.vocabulary:
                 tokens += [(self.spellings.get(w, w), w) for w in word.split("-")]
             elif word not in QUOTES:
                 tokens += [(w, raw) for w in word.split(" ")]

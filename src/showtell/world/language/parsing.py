@@ -33,15 +33,10 @@ class Description:
     said: dict[str, Any]
     count: int | None
     plural: bool
-    definite: bool
     text: str
 
     def __getitem__(self, name: str) -> Any:
         return self.said.get(name)
-
-    def fits(self, thing: SceneObject) -> bool:
-        """Whether the object has every attribute that was named."""
-        return all(getattr(thing, name) == value for name, value in self.said.items())
 
 
 class Reader:
@@ -71,7 +66,7 @@ class Reader:
     def thing(self) -> Description:
         """Reads one description; SceneError where there is none."""
         said: dict[str, Any] = {}
-        count, plural, definite = None, False, False
+        count, plural = None, False
         words: list[str] = []
         start = self.at
         self.skip("skip")
@@ -81,7 +76,6 @@ class Reader:
                 if said or count is not None:
                     break
                 count = symbol.value
-                definite |= symbol.kind == "the"
             elif symbol.kind in ("shape", "shapes", "thing", "things"):
                 if "shape" in said:
                     raise SceneError(f"cannot read {symbol.text!r} after {words[-1]!r}; {JOIN}")
@@ -105,7 +99,7 @@ class Reader:
         if not said:
             before = self.symbols[start - 1].text if start else "the beginning"
             raise SceneError(f"expected a thing such as 'a red ring' after {before!r}, not {symbol.text!r}")
-        return Description(said, count, plural, definite, " ".join(words))
+        return Description(said, count, plural, " ".join(words))
 
 
 def scene_of(text: str, lexicon: Lexicon) -> Scene:
@@ -182,7 +176,7 @@ def _between(reader: Reader, things: list[Description], relations: list[Relation
     one = reader.thing()
     if one.count == 2 and reader.peek().kind != "and":  # "between two stars": one on either side
         one.count = 1
-        things[here:] = [one, things[here], Description(dict(one.said), 1, False, False, one.text)]
+        things[here:] = [one, things[here], Description(dict(one.said), 1, False, one.text)]
         relations += [Relation("left of", here, (here + 1,)), Relation("left of", here + 1, (here + 2,))]
         return
     if not reader.take("and"):

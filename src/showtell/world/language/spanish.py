@@ -127,7 +127,7 @@ PLACES = {
 
 def plural(word: str) -> str:
     """The plural of a noun or adjective: círculos, azules, cruces, corazones."""
-    if word[-1] in "aeiou":
+    if word[-1] in "aeioué":
         return word + "s"
     return (word[:-1] + "c" if word.endswith("z") else word.replace("ón", "on")) + "es"
 
