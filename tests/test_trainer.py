@@ -91,7 +91,8 @@ def test_bf16_is_autocast_over_float32_weights_and_covers_the_whole_loss():
     assert seen == [(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.float32)]
 
 
-def test_average_is_the_recurrence_by_hand():
+@pytest.mark.parametrize("ema", [0.3, 0.9])  # soon, and never, at its full decay
+def test_average_is_the_recurrence_by_hand(ema):
     seen = []
 
     def watch(model, batch, generator):
@@ -99,7 +100,7 @@ def test_average_is_the_recurrence_by_hand():
         return loss(model, batch, generator)
 
     options = {"steps": 30, "lr": 0.1, "objective": watch}
-    averaged = train(nn.Linear(8, 1, bias=False), ema=0.6, **options).model.weight
+    averaged = train(nn.Linear(8, 1, bias=False), ema=ema, **options).model.weight
     start = seen[0]
     seen.clear()
     model = nn.Linear(8, 1, bias=False)
@@ -107,7 +108,7 @@ def test_average_is_the_recurrence_by_hand():
     last = train(model, ema=None, **options).model.weight.detach()
     average = start
     for n, weights in enumerate([*seen[1:], last], start=1):
-        decay = min(0.6, n / (n + 9))
+        decay = min(ema, n / (n + 9))
         average = decay * average + (1 - decay) * weights
     torch.testing.assert_close(averaged, average, rtol=1e-5, atol=1e-6)
     assert not torch.allclose(averaged, last, atol=1e-4)
@@ -162,6 +163,8 @@ def test_two_accumulated_batches_are_one_batch_of_twice_the_size():
     b = train(models[1], objective=plain, data=twice)
     torch.testing.assert_close(a.model.weight, b.model.weight, rtol=1e-5, atol=1e-6)
     assert a.samples == b.samples == 12 * 32
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in a.history] == pytest.approx([row[name] for row in b.history], rel=1e-4)
 
 
 def test_the_model_comes_back_unwrapped_and_the_process_as_it_was():
@@ -454,11 +457,31 @@ def test_keeps_the_best_weights():
     assert train(evaluate=score, evaluate_every=4, keep="best:-score").best == (4, 1.0)
 
 
+def test_the_best_weights_outlive_an_interruption(tmp_path):
+    weights, options = [], {"out": tmp_path, "evaluate_every": 3, "save_every": 4, "keep": "best:score"}
+
+    class Stop(Exception):
+        pass
+
+    def falling(model):
+        weights.append(model[0].weight.clone())
+        if len(weights) == 3:
+            raise Stop
+        return {"score": -len(weights)}
+
+    with pytest.raises(Stop):
+        train(evaluate=falling, **options)
+    continued = train(evaluate=lambda model: {"score": -9.0}, resume=True, **options)
+    assert continued.best == (3, -1.0)
+    assert torch.equal(continued.model[0].weight, weights[0]) and not torch.equal(weights[0], weights[1])
+
+
 def test_modules_that_the_caller_keeps_in_eval_mode_stay_so():
     modes = []
 
     def watch(model, batch, generator):
-        model[1].eval()
+        if not modes:
+            model[1].eval()
         modes.append([module.training for module in model])
         return loss(model, batch, generator)
 
