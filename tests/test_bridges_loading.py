@@ -258,3 +258,9 @@ def test_text_encoder_lora_is_noticed_by_the_cache() -> None:
     assert (bridge.encode("a red ring").tokens - before).abs().max() < 1e-6
     pipeline.text_encoder.enable_adapters()
     assert torch.allclose(bridge.encode("a red ring").tokens, changed)
+
+
+def test_documented_families_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "bridges.md").read_text(encoding="utf-8")
+    written = page.split("<!-- families -->")[1].split("<!-- /families -->")[0].strip()
+    assert written == families.table()

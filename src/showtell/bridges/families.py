@@ -37,6 +37,20 @@ def family_of(class_name: str) -> Family | None:
     return next((family for family in FAMILIES if class_name in family.classes), None)
 
 
+def table() -> str:
+    """The families and what they can do, as Markdown; docs/bridges.md carries it."""
+    from .base import ABILITIES
+
+    head = f"| family | classes | {' | '.join(ABILITIES)} |\n|---|---|{'---|' * len(ABILITIES)}"
+    rows = [
+        f"| {family.name} | {', '.join(f'`{name}`' for name in family.classes)} | "
+        + " | ".join("yes" if ability in family.can else "" for ability in ABILITIES)
+        + " |"
+        for family in FAMILIES
+    ]
+    return "\n".join([head, *rows])
+
+
 def offering(ability: str) -> list[str]:
     """Names of the families that offer `ability`."""
     return [family.name for family in FAMILIES if ability in family.can]
