@@ -96,6 +96,16 @@ def to_pil(images: Any) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(picture)) for picture in _bytes(batch)]
 
 
+def letterbox(image: Image.Image, size: int) -> Image.Image:
+    """The picture scaled to fit a white square of `size` pixels; untouched if it has that size already."""
+    if image.size == (size, size):
+        return image
+    inner = ImageOps.contain(image, (size, size), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (size, size), "white")
+    canvas.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    return canvas
+
+
 def _is_tensor(value: Any) -> bool:
     """Whether value is a torch tensor, without importing torch."""
     return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(value).__mro__)

@@ -72,7 +72,7 @@ class EmbeddedBridge(Bridge):
         guidance = GUIDANCE if guidance is None else guidance
         n, device = len(rows), self.model.device
         both = rows if guidance == 1.0 else rows + [empty] * n
-        ids, valid = (torch.from_numpy(a).to(device) for a in self.codec.pad(both, max(map(len, both))))
+        ids, valid = (torch.from_numpy(a).to(device) for a in self.codec.pad(both))
         seeds = seed if isinstance(seed, list) else [seed * 1_000_003 + i for i in range(n)]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         pictures = self._flow if isinstance(self.model, FlowLM) else self._tokens
@@ -129,7 +129,7 @@ class EmbeddedBridge(Bridge):
         return self._tell([self._row(self.codec.ask(text), TELL_LENGTH - 12, text) for text in texts], source)
 
     def _tell(self, rows: list[list[int]], source: Tensor) -> list[str]:
-        ids, valid = (torch.from_numpy(a).to(self.model.device) for a in self.codec.pad(rows, max(map(len, rows))))
+        ids, valid = (torch.from_numpy(a).to(self.model.device) for a in self.codec.pad(rows))
         stop = self.codec.special["<eos>"]
         if isinstance(self.model, TokenLM):
             source = self.model.tokenizer.encode(source)
@@ -143,11 +143,11 @@ class EmbeddedBridge(Bridge):
             raise ShowtellError("embed takes images=... or texts=..., one of the two")
         if texts is not None:
             rows = [self._row(self.codec.show(self._checked(t, "text")), SHOW_LENGTH, t) for t in as_list(texts)]
-            ids, valid = (torch.from_numpy(a).to(self.model.device) for a in self.codec.pad(rows, max(map(len, rows))))
+            ids, valid = (torch.from_numpy(a).to(self.model.device) for a in self.codec.pad(rows))
             hidden = self.model(ids, valid)[1]
             return self.model.embed_texts(hidden, valid.sum(dim=1) - 1)
         source = self._pixels(images)
-        ids, valid = self.codec.pad([self.codec.caption("en")] * len(source), 1)
+        ids, valid = self.codec.pad([self.codec.caption("en")] * len(source))
         device = self.model.device
         seen = self.model(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device), source)[0]
         return self.model.embed_images(seen)

@@ -1,8 +1,7 @@
 """The training mixture of a model that maps both ways: scenes, emoji or a user's folder, as batches of arrays.
 
 A batch has up to three parts. show: text to image. tell: image to text (captions in three languages, answers), row i
-seeing the same thing as row i of show. edit: image and instruction to image. Every part is padded to a fixed length,
-so that a compiled model sees one shape.
+seeing the same thing as row i of show. edit: image and instruction to image. Every part is padded to its longest row.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
     from showtell.data.folder import Pair
 
 SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES))
-SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH = 64, 64, 32
-_LANGUAGE_WEIGHTS = (76, 12, 12)
-_SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (55, 12, 8, 25))
+SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH = 40, 48, 32  # tokens that training sees at most
+_LANGUAGE_WEIGHTS = (80, 10, 10)
+_SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (65, 10, 5, 20))
 _FACES = (  # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
     ({}, 55),
     ({"objects": 2, "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 15),
@@ -63,8 +62,9 @@ class Codec:
     def caption(self, language: str) -> list[int]:
         return [self.special[f"<{language}>"]]
 
-    def pad(self, rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids (n, length) int64, valid (n, length) bool); rows longer than `length` are an error of the caller."""
+    def pad(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """(ids (n, length) int64, valid (n, length) bool), length being that of the longest row."""
+        length = max(map(len, rows))
         ids = np.full((len(rows), length), self.special["<pad>"], np.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = row
@@ -110,8 +110,8 @@ class Mixture:
         scenes: bool = True,
         emoji: EmojiSet | None = None,
         pairs: Sequence[Pair] = (),
-        emoji_share: float = 0.35,
-        edit_share: float = 0.25,
+        emoji_share: float = 0.3,
+        edit_share: float = 0.2,
         drop: float = 0.1,
         noisy: float = 0.3,
         split: str = "train",
@@ -145,8 +145,8 @@ class Mixture:
             "show_told": ~dropped,
         }
         rows = [empty if drop else row for row, drop in zip(show, dropped, strict=True)]
-        batch["show_ids"], batch["show_valid"] = self.codec.pad(rows, SHOW_LENGTH)
-        batch["tell_ids"], batch["tell_valid"] = self.codec.pad(tell, TELL_LENGTH)
+        batch["show_ids"], batch["show_valid"] = self.codec.pad(rows)
+        batch["tell_ids"], batch["tell_valid"] = self.codec.pad(tell)
         if self.edit_share:
             batch |= self._edits(rng, pick, round(size * self.edit_share))
         return batch
@@ -234,5 +234,5 @@ class Mixture:
             row = self.codec.edit(None if drop else text)
             rows.append(row if len(row) <= EDIT_LENGTH else [*row[: EDIT_LENGTH - 1], row[-1]])
         images = draw([edit.before for edit in made] + [edit.after for edit in made])
-        ids, valid = self.codec.pad(rows, EDIT_LENGTH)
+        ids, valid = self.codec.pad(rows)
         return {"edit_ids": ids, "edit_valid": valid, "edit_source": images[:count], "edit_target": images[count:]}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from showtell.nets.segments import segment_mask, segment_positions, tell
+from showtell.nets.segments import for_attention, segment_mask, segment_positions, tell
 
 
 class FlowLMConfig(PretrainedConfig):
@@ -27,10 +27,10 @@ class FlowLMConfig(PretrainedConfig):
     def __init__(
         self,
         vocab_size: int = 2048,
-        hidden_size: int = 256,
-        intermediate_size: int = 640,
-        num_hidden_layers: int = 8,
-        num_attention_heads: int = 4,
+        hidden_size: int = 192,
+        intermediate_size: int = 512,
+        num_hidden_layers: int = 5,
+        num_attention_heads: int = 3,
         image_size: int = 64,
         patch_size: int = 8,
         text_length: int = 96,
@@ -105,7 +105,8 @@ class FlowLM(PreTrainedModel):
         return segment_positions(image, self.config.text_length, source, text, image * target, device)
 
     def mask(self, source: bool, valid: Tensor, target: bool) -> Tensor:
-        return segment_mask(self.grid**2, source, valid, self.grid**2 * target)
+        allowed = segment_mask(self.grid**2, source, valid, self.grid**2 * target)
+        return for_attention(self.backbone, allowed, self.dtype)
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -175,7 +176,7 @@ class FlowLM(PreTrainedModel):
         keys = torch.cat([ones] * has_source + [valid, ones], dim=1)
         hidden = self.backbone(
             inputs_embeds=self.embed_target(noisy, time),
-            attention_mask=keys[:, None, None].expand(-1, 1, image, -1),
+            attention_mask=for_attention(self.backbone, keys[:, None, None].expand(-1, 1, image, -1), self.dtype),
             position_ids=self.positions(False, 0, True, noisy.device),
             past_key_values=cache,
             use_cache=True,

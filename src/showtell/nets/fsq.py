@@ -22,7 +22,7 @@ class FSQModel(ModelMixin, ConfigMixin):
     def __init__(
         self,
         levels: Sequence[int] = (8, 5, 5, 5),
-        block_out_channels: Sequence[int] = (32, 64, 64),
+        block_out_channels: Sequence[int] = (16, 32, 48),
         layers_per_block: int = 1,
         image_size: int = 64,
     ) -> None:
@@ -30,7 +30,7 @@ class FSQModel(ModelMixin, ConfigMixin):
         channels, steps = tuple(block_out_channels), len(block_out_channels)
         self.codes = math.prod(levels)
         self.grid = image_size // 2 ** (steps - 1)
-        common = dict(layers_per_block=layers_per_block, norm_num_groups=16, mid_block_add_attention=False)
+        common = dict(layers_per_block=layers_per_block, norm_num_groups=8, mid_block_add_attention=False)
         self.encoder = Encoder(3, len(levels), ("DownEncoderBlock2D",) * steps, channels, double_z=False, **common)
         self.decoder = Decoder(len(levels), 3, ("UpDecoderBlock2D",) * steps, channels, **common)
         sizes = torch.tensor(list(levels))

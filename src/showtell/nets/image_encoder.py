@@ -16,7 +16,7 @@ class ImageEncoderConfig(PretrainedConfig):
 
     model_type = "showtell_image_encoder"
 
-    def __init__(self, width: int = 96, embedding_size: int = 128, classes: int = 4000, **kwargs: Any) -> None:
+    def __init__(self, width: int = 64, embedding_size: int = 128, classes: int = 4000, **kwargs: Any) -> None:
         self.width, self.embedding_size, self.classes = width, embedding_size, classes
         super().__init__(**kwargs)
 
@@ -31,14 +31,17 @@ class ImageEncoder(PreTrainedModel):
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.trunk = conv_trunk(width)
+        self.trunk = conv_trunk(width, 1)
         self.deep = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.GroupNorm(8, 2 * width), nn.SiLU(), nn.Conv2d(2 * width, width, 3, stride=2, padding=1), nn.SiLU(),
         )  # fmt: skip
         self.head = nn.Linear(16 * width, config.embedding_size)
         self.classes = nn.Linear(config.embedding_size, config.classes, bias=False)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's own initialisation, which suits convolutions better than the default of PreTrainedModel."""
 
     def forward(self, images: Tensor) -> Tensor:
         return nn.functional.normalize(self.head(self.deep(self.trunk(images)).flatten(1)).float(), dim=-1)

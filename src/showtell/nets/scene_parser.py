@@ -1,69 +1,80 @@
-"""The judge's network: an image in, a set of objects and the scene's global facts out (DETR-style set prediction).
+"""The judge's network: an image in, its objects and the scene's global facts out, densely predicted.
 
-Two trunks of different architecture give two independent judges: "conv" (residual convolutions, queries read the
-feature map by cross-attention) and "vit" (patches and queries in one encoder). Source of the set loss: arXiv 2005.12872.
+Every cell of a grid says, per size class, whether an object of that size is centred in it, and what it is; so objects
+of different sizes may share a centre (one inside another). Two trunks of different architecture give two independent
+judges: "conv" (residual convolutions, 16x16 cells) and "vit" (patches in an encoder, 8x8 cells).
+Source of centre-point detection: Objects as Points, arXiv 1904.07850.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES
 
-OBJECT_HEADS = {name: len(values) for name, values in OBJECT_VALUES.items()}
+SIZES = len(OBJECT_VALUES["size"])
+OBJECT_HEADS = {name: len(values) for name, values in OBJECT_VALUES.items() if name != "size"}
 GLOBAL_HEADS = {name: len(values) for name, values in SCENE_VALUES.items()}
+_CHANNELS = 1 + 2 + 1 + sum(OBJECT_HEADS.values())  # present, offset, depth, attributes
 
 
 class SceneParserConfig(PretrainedConfig):
-    """Sizes of a SceneParser. trunk: "conv" or "vit"; queries: how many objects can be found; letters: word length."""
+    """Sizes of a SceneParser. trunk: "conv" or "vit"; width and depth of it; letters: of the longest word."""
 
     model_type = "showtell_scene_parser"
 
     def __init__(
-        self,
-        trunk: str = "conv",
-        width: int = 128,
-        depth: int = 2,
-        queries: int = 6,
-        letters: int = 8,
-        image_size: int = 64,
-        patch_size: int = 8,
-        **kwargs: Any,
+        self, trunk: str = "conv", width: int = 80, depth: int = 2, letters: int = 8, image_size: int = 64, **kwargs: Any
     ) -> None:
-        self.trunk, self.width, self.depth, self.queries, self.letters = trunk, width, depth, queries, letters
-        self.image_size, self.patch_size = image_size, patch_size
+        self.trunk, self.width, self.depth, self.letters, self.image_size = trunk, width, depth, letters, image_size
         super().__init__(**kwargs)
 
 
 class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dilation: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
 
-def conv_trunk(width: int) -> nn.Sequential:
-    """(n, 3, h, w) -> (n, width, h / 4, w / 4)."""
-    half, quarter = width // 2, width // 4
+def conv_trunk(width: int, depth: int) -> nn.Sequential:
+    """(n, 3, h, w) -> (n, width, h / 4, w / 4); each cell sees at least 40 pixels around it."""
+    half = width // 2
     return nn.Sequential(
-        nn.Conv2d(3, quarter, 3, padding=1), _Residual(quarter),
-        nn.Conv2d(quarter, half, 3, stride=2, padding=1), _Residual(half),
-        nn.Conv2d(half, width, 3, stride=2, padding=1), _Residual(width),
+        nn.Conv2d(3, half, 4, stride=2, padding=1), _Residual(half),
+        nn.Conv2d(half, width, 4, stride=2, padding=1), *(_Residual(width, dilation=2) for _ in range(depth)),
+        nn.GroupNorm(8, width), nn.SiLU(),
     )  # fmt: skip
 
 
+class _Patches(nn.Module):
+    """A pre-norm transformer encoder over 8x8-pixel patches."""
+
+    def __init__(self, width: int, depth: int, cells: int) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 8, stride=8)
+        self.place = nn.Parameter(0.02 * torch.randn(cells, width))
+        layer = nn.TransformerEncoderLayer(width, max(width // 32, 1), 2 * width, 0.0, "gelu", batch_first=True,
+                                           norm_first=True)  # fmt: skip
+        self.mixer = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        grid = self.patch(images)
+        return self.mixer(grid.flatten(2).transpose(1, 2) + self.place).transpose(1, 2).reshape(grid.shape)
+
+
 class SceneParser(PreTrainedModel):
-    """Images (n, 3, size, size) in [-1, 1] -> dict of logits, see `forward`."""
+    """Images (n, 3, size, size) in [-1, 1] -> dict of predictions, see `forward`."""
 
     config_class = SceneParserConfig
     config: SceneParserConfig
@@ -71,87 +82,74 @@ class SceneParser(PreTrainedModel):
 
     def __init__(self, config: SceneParserConfig) -> None:
         super().__init__(config)
-        width, slots = config.width, config.queries + 2
-        self.queries = nn.Parameter(0.5 * torch.randn(slots, width))  # one per object, one for the scene, one for the word
-        common = dict(d_model=width, nhead=width // 32, dim_feedforward=2 * width, dropout=0.0, batch_first=True)
+        width = config.width
+        self.stride = 4 if config.trunk == "conv" else 8
+        self.grid = config.image_size // self.stride
         if config.trunk == "conv":
-            self.trunk = conv_trunk(width)
-            cells = (config.image_size // 4) ** 2
-            layer = nn.TransformerDecoderLayer(**common, norm_first=True, activation="gelu")
-            self.mixer: nn.Module = nn.TransformerDecoder(layer, config.depth, norm=nn.LayerNorm(width))
+            self.trunk: nn.Module = conv_trunk(width, config.depth)
         else:
-            patch = config.patch_size
-            self.trunk = nn.Sequential(nn.Conv2d(3, width, patch, stride=patch))
-            cells = (config.image_size // patch) ** 2
-            encoder = nn.TransformerEncoderLayer(**common, norm_first=True, activation="gelu")
-            self.mixer = nn.TransformerEncoder(encoder, config.depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
-        self.place = nn.Parameter(0.02 * torch.randn(cells, width))
-        self.object_head = nn.Linear(width, 1 + 2 + 1 + sum(OBJECT_HEADS.values()))
-        self.global_head = nn.Linear(width, sum(GLOBAL_HEADS.values()))
-        self.word_head = nn.Linear(width, config.letters * len(LETTERS))
+            self.trunk = _Patches(width, config.depth, self.grid**2)
+        self.object_head = nn.Sequential(nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, SIZES * _CHANNELS, 1))
+        self.global_head = nn.Linear(2 * width, sum(GLOBAL_HEADS.values()))
+        self.rows = 16 // self.stride  # words are written within the lowest 16 pixels
+        self.word_in = nn.Linear(width * self.rows, width)
+        self.word_head = nn.Linear(width * self.grid, config.letters * len(LETTERS))
         self.post_init()
+        with torch.no_grad():  # most slots are empty: start from there
+            self.object_head[-1].bias.view(SIZES, _CHANNELS)[:, 0] = -5.0
 
-    def features(self, images: Tensor) -> Tensor:
-        """(n, slots, width): the objects' queries, the scene's, the word's, after reading the image."""
-        cells = self.trunk(images).flatten(2).transpose(1, 2) + self.place
-        queries = self.queries.expand(len(images), -1, -1)
-        if self.config.trunk == "conv":
-            return self.mixer(queries, cells)
-        return self.mixer(torch.cat([queries, cells], dim=1))[:, : queries.shape[1]]
+    def _init_weights(self, module: nn.Module) -> None:
+        """PyTorch's own initialisation, which suits convolutions better than the default of PreTrainedModel."""
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """present (n, q), place (n, q, 2) in [0, 1], depth (n, q) with smaller nearer, per-object logits by attribute
-        (n, q, values), global logits by attribute (n, values), word (n, letters, alphabet), features (n, width)."""
-        slots = self.features(images).float()
-        things = self.object_head(slots[:, :-2])
-        out = {"present": things[..., 0], "place": things[..., 1:3].sigmoid(), "depth": things[..., 3]}
-        out |= zip(OBJECT_HEADS, things[..., 4:].split(list(OBJECT_HEADS.values()), dim=-1), strict=True)
-        out |= zip(GLOBAL_HEADS, self.global_head(slots[:, -2]).split(list(GLOBAL_HEADS.values()), dim=-1), strict=True)
-        out["word"] = self.word_head(slots[:, -1]).unflatten(-1, (self.config.letters, len(LETTERS)))
-        out["features"] = slots[:, -2]
+        """Per slot (size class x cell; s = 3 * grid * grid of them): present (n, s) logits, place (n, s, 2) in canvas
+        units, depth (n, s) with smaller nearer, attributes (n, s, values) logits. Global attributes (n, values), word
+        (n, letters, alphabet) logits, features (n, 2 * width)."""
+        cells = self.trunk(images)
+        n, g = len(cells), self.grid
+        maps = self.object_head(cells).float().reshape(n, SIZES, _CHANNELS, g * g).transpose(2, 3).flatten(1, 2)
+        axis = (torch.arange(g, device=maps.device) + 0.5) / g
+        centres = torch.stack([axis.repeat(g), axis.repeat_interleave(g)], dim=-1).repeat(SIZES, 1)
+        out = {"present": maps[..., 0], "place": centres + maps[..., 1:3].tanh() / g, "depth": maps[..., 3]}
+        out |= zip(OBJECT_HEADS, maps[..., 4:].split(list(OBJECT_HEADS.values()), dim=-1), strict=True)
+        features = torch.cat([cells.mean(dim=(2, 3)), cells.amax(dim=(2, 3))], dim=1)
+        out |= zip(
+            GLOBAL_HEADS, self.global_head(features).float().split(list(GLOBAL_HEADS.values()), dim=-1), strict=True
+        )
+        strip = cells[:, :, -self.rows :].flatten(1, 2).transpose(1, 2)  # (n, grid, width * rows)
+        letters = self.word_head(F.silu(self.word_in(strip)).flatten(1))
+        out["word"] = letters.float().unflatten(-1, (self.config.letters, len(LETTERS)))
+        out["features"] = features.float()
         return out
 
-
-def assign(out: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    """The cheapest one-to-one assignment of true objects to queries: (n, objects) query indices.
-
-    truth: present (n, objects) bool, place (n, objects, 2), attributes (n, objects) int64. All assignments are
-    enumerated, which for six queries and five objects is 720: exact, batched and free of host synchronisation.
-    """
-    n, objects = truth["present"].shape
-    cost = 5 * (out["place"][:, :, None] - truth["place"][:, None]).abs().sum(-1)  # (n, q, objects)
-    for name in ("shape", "colour", "size"):
-        chosen = truth[name][:, None].expand(-1, out[name].shape[1], -1)
-        cost = cost - out[name].softmax(-1).gather(-1, chosen)
-    cost = (cost - out["present"].sigmoid()[..., None]) * truth["present"][:, None]
-    picks = torch.tensor(list(itertools.permutations(range(out["present"].shape[1]), objects)), device=cost.device)
-    total = sum(cost[:, picks[:, j], j] for j in range(objects))
-    return picks[total.argmin(dim=1)]  # type: ignore[union-attr]
+    def slot(self, place: Tensor, size: Tensor) -> Tensor:
+        """The slot of an object: place (..., 2) in [0, 1], size class (...)."""
+        cell = (place * self.grid).long().clamp(0, self.grid - 1)
+        return (size * self.grid + cell[..., 1]) * self.grid + cell[..., 0]
 
 
-def set_loss(out: dict[str, Tensor], truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a batch. truth as in `assign`, plus depth (n, objects), overlap (n, objects, objects) bool where the
-    order in depth is visible, global attributes (n,), word (n, letters)."""
-    picks = assign({k: v.detach() for k, v in out.items()}, truth)
-    present, entropy = truth["present"].float(), nn.functional.cross_entropy
-    found = torch.zeros_like(out["present"]).scatter(1, picks, present)
-    parts = {"present": nn.functional.binary_cross_entropy_with_logits(out["present"], found)}
+def parser_loss(model: SceneParser, images: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a batch; truth as `showtell.data.targets.targets` makes it."""
+    out, present = model(images), truth["present"].float()
+    slots = model.slot(truth["place"], truth["size"])
+    found = torch.zeros_like(out["present"]).scatter_reduce(1, slots, present, "amax")
+    each = F.binary_cross_entropy_with_logits(out["present"], found, reduction="none")
+    parts = {"present": each.sum(dim=1).mean()}
 
     def at(name: str) -> Tensor:
         value = out[name]
-        index = picks if value.dim() == 2 else picks[..., None].expand(-1, -1, value.shape[-1])
-        return value.gather(1, index)
+        return value.gather(1, slots if value.dim() == 2 else slots[..., None].expand(-1, -1, value.shape[-1]))
 
     share = present / present.sum()
     for name in OBJECT_HEADS:
-        each = entropy(at(name).flatten(0, 1), truth[name].flatten(), reduction="none")
+        each = F.cross_entropy(at(name).flatten(0, 1), truth[name].flatten(), reduction="none")
         parts[name] = (each * share.flatten()).sum()
-    parts["place"] = 5 * ((at("place") - truth["place"]).abs().sum(-1) * share).sum()
+    parts["place"] = model.grid * ((at("place") - truth["place"]).abs().sum(-1) * share).sum()
     depth, order = at("depth"), truth["depth"].float()
     nearer = (order[:, :, None] < order[:, None]) & truth["overlap"]
-    ranked = nn.functional.softplus(depth[:, :, None] - depth[:, None]) * nearer
+    ranked = F.softplus(depth[:, :, None] - depth[:, None]) * nearer
     parts["depth"] = ranked.sum() / nearer.sum().clamp(min=1)
     for name in GLOBAL_HEADS:
-        parts[name] = entropy(out[name], truth[name])
-    parts["word"] = entropy(out["word"].flatten(0, 1), truth["word"].flatten())
+        parts[name] = F.cross_entropy(out[name], truth[name])
+    parts["word"] = F.cross_entropy(out["word"].flatten(0, 1), truth["word"].flatten())
     return torch.stack(list(parts.values())).sum(), parts

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedMo
 from transformers.cache_utils import DynamicCache
 
 from showtell.nets.fsq import FSQModel
-from showtell.nets.segments import segment_mask, segment_positions, tell
+from showtell.nets.segments import for_attention, segment_mask, segment_positions, tell
 
 
 class TokenLMConfig(PretrainedConfig):
@@ -30,12 +30,12 @@ class TokenLMConfig(PretrainedConfig):
         codes: int = 1000,
         image_tokens: int = 256,
         masked: bool = False,
-        hidden_size: int = 256,
-        intermediate_size: int = 576,
-        num_hidden_layers: int = 7,
-        num_attention_heads: int = 4,
+        hidden_size: int = 192,
+        intermediate_size: int = 512,
+        num_hidden_layers: int = 5,
+        num_attention_heads: int = 3,
         text_length: int = 96,
-        tokenizer_channels: tuple[int, ...] = (32, 64, 64),
+        tokenizer_channels: tuple[int, ...] = (16, 32, 48),
         **kwargs: Any,
     ) -> None:
         self.text_vocab, self.codes, self.image_tokens, self.masked = text_vocab, codes, image_tokens, masked
@@ -89,7 +89,8 @@ class TokenLM(PreTrainedModel):
         return segment_positions(self.config.image_tokens, self.config.text_length, source, text, target, device)
 
     def mask(self, source: bool, valid: Tensor, target: int) -> Tensor:
-        return segment_mask(self.config.image_tokens, source, valid, target, self.config.masked)
+        allowed = segment_mask(self.config.image_tokens, source, valid, target, self.config.masked)
+        return for_attention(self.backbone, allowed, self.dtype)
 
     def forward(
         self, ids: Tensor, valid: Tensor, source: Tensor | None = None, target: Tensor | None = None
@@ -144,7 +145,7 @@ class TokenLM(PreTrainedModel):
         place = self.place[1, first : first + count]
         return self.backbone(
             inputs_embeds=self.backbone.embed_tokens(target + self.config.text_vocab) + place,
-            attention_mask=keys[:, None, None].expand(-1, 1, count, -1),
+            attention_mask=for_attention(self.backbone, keys[:, None, None].expand(-1, 1, count, -1), self.dtype),
             position_ids=torch.arange(start, start + count, device=keys.device)[None],
             past_key_values=cache,
             use_cache=True,

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from showtell.nets.flow_lm import FlowLM
 from showtell.nets.fsq import FSQModel
 from showtell.nets.image_encoder import ImageEncoder
-from showtell.nets.scene_parser import SceneParser, set_loss
+from showtell.nets.scene_parser import SceneParser, parser_loss
 from showtell.nets.token_lm import TokenLM
 
 Batch = dict[str, Tensor]
@@ -115,8 +115,8 @@ def token_objective(model: TokenLM, batch: Batch, generator: torch.Generator | N
 
 
 def parser_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """Set prediction of scenes, see `nets.scene_parser.set_loss`; `image` uint8, the rest as `data.targets`."""
-    loss, parts = set_loss(model(to_signal(batch["image"])), batch)
+    """Dense prediction of scenes, see `nets.scene_parser.parser_loss`; `image` uint8, the rest as `data.targets`."""
+    loss, parts = parser_loss(model, to_signal(batch["image"]), batch)
     return loss, {name: value.detach() for name, value in parts.items()}
 
 

@@ -19,7 +19,8 @@ from showtell import files
 from showtell.data.mix import SPECIAL, Codec, Mixture, corpus
 from showtell.errors import ShowtellError
 from showtell.train import objectives
-from showtell.train.trainer import Stream, TrainResult, fit
+from showtell.train.batches import Stream
+from showtell.train.trainer import TrainResult, fit
 
 Batch = dict[str, np.ndarray]
 
@@ -117,7 +118,7 @@ def _emoji(source: str) -> Callable[[np.random.Generator, int], Batch]:
 def _flow() -> Any:
     from showtell.nets.flow_lm import FlowLM, FlowLMConfig
 
-    return FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer)))
+    return _plain(FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer))))
 
 
 def _tokens(masked: bool) -> Any:
@@ -127,6 +128,13 @@ def _tokens(masked: bool) -> Any:
 
     model = TokenLM(TokenLMConfig(text_vocab=len(packaged_codec().tokenizer), masked=masked))
     model.tokenizer.load_state_dict(FSQModel.from_pretrained(folder("fsq")).state_dict())
+    return _plain(model)
+
+
+def _plain(model: Any) -> Any:
+    """Plain attention where training on a CPU: its backward pass is faster than the fused kernel's."""
+    if not torch.cuda.is_available():
+        model.backbone.config._attn_implementation = "eager"
     return model
 
 
@@ -168,7 +176,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "judge2": Recipe(
         "scene parser, vision transformer, another draw of scenes",
-        lambda: _parser(trunk="vit", depth=6), _scenes, objectives.parser_objective, 12000, 256, 1e-3,
+        lambda: _parser(trunk="vit", width=128, depth=4), _scenes, objectives.parser_objective, 12000, 256, 1e-3,
     ),
     "fsq": Recipe(
         "image tokenizer, 256 tokens of 1,000 codes",
