@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from showtell.world import Scene, draw, sample
-from showtell.world.edits import edits
+from showtell.world.edits import Edit, edits
 from showtell.world.language import LANGUAGES
 from showtell.world.questions import questions
 
@@ -179,8 +179,9 @@ class Mixture:
     def _told(self, pick: random.Random, scene: Scene) -> tuple[list[int], int]:
         language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
         end = self.codec.special["<eos>"]
-        if pick.random() < 0.35:
-            question = questions(scene, pick, n=1, language=language)[0]
+        asked = questions(scene, pick, n=1, language=language) if pick.random() < 0.35 else []
+        if asked:
+            question = asked[0]
             start = self.codec.ask(question.question)
             row = [*start, *self.codec.words(question.answer), end]
         else:
@@ -226,7 +227,9 @@ class Mixture:
         return show, tell, [1] * count, images, self._spoil(rng, images)
 
     def _edits(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
-        made = [edits(scene, pick, n=1)[0] for scene in scenes_like(rng, count, self.split)]
+        made: list[Edit] = []
+        while len(made) < count:  # a few scenes have no room for the edit drawn
+            made += [e for scene in scenes_like(rng, count - len(made), self.split) for e in edits(scene, pick, n=1)]
         dropped = rng.random(count) < self.drop
         rows = []
         for edit, drop in zip(made, dropped, strict=True):

@@ -17,20 +17,19 @@ import torch
 from torch import Tensor
 
 from showtell.bridges.base import as_list
-from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES
+from showtell.data.targets import OBJECT_VALUES, SCENE_VALUES
 from showtell.errors import ShowtellError
-from showtell.nets.scene_parser import SceneParser
-from showtell.pictures import to_pil
+from showtell.measure.reading import Draft, improve
+from showtell.nets.scene_parser import OBJECT_HEADS, SceneParser
+from showtell.pictures import letterbox, to_pil
 from showtell.weights import folder
-from showtell.world.scene import TURNABLE, Scene, SceneError, SceneObject, holds
+from showtell.world.scene import Scene, SceneError, SceneObject, holds
 
 JUDGES = ("judge", "judge2")
 
 
 def pixels(images: Any, size: int = 64) -> Tensor:
     """Anything that holds RGB images -> (n, 3, size, size) in [-1, 1], letterboxed on white where not square."""
-    from showtell.pictures import letterbox
-
     array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -44,23 +43,26 @@ class Parsed:
 
 
 class Judge:
-    """A SceneParser with a mouth: images in, scenes out."""
+    """A SceneParser with a mouth: images in, scenes out.
 
-    def __init__(self, model: SceneParser, device: Any = None) -> None:
-        self.model = model.eval().to(device or "cpu")
+    rendering: the network proposes and the renderer disposes. Values to which the network gives some probability are
+    drawn, and those closest to the image are kept (analysis by synthesis, coordinate by coordinate).
+    """
+
+    def __init__(self, model: SceneParser, device: Any = None, rendering: bool = True) -> None:
+        self.model, self.rendering = model.eval().to(device or "cpu"), rendering
 
     @classmethod
-    def from_pretrained(cls, path: Any, device: Any = None) -> Judge:
-        return cls(SceneParser.from_pretrained(path, dtype=torch.float32, use_safetensors=True), device)
+    def from_pretrained(cls, path: Any, device: Any = None, rendering: bool = True) -> Judge:
+        return cls(SceneParser.from_pretrained(path, dtype=torch.float32, use_safetensors=True), device, rendering)
 
     @torch.no_grad()
-    def outputs(self, images: Any, batch: int = 256) -> Iterator[dict[str, np.ndarray]]:
-        """The network's probabilities, image by image."""
-        signal = pixels(images) if not isinstance(images, Tensor) else images
-        for part in signal.split(batch):
+    def outputs(self, images: Any, batch: int = 128) -> Iterator[dict[str, np.ndarray]]:
+        """The network's probabilities, image by image; see `SceneParser.forward` for the names."""
+        for part in pixels(images).split(batch):
             out = self.model(part.to(self.model.device))
             out["present"] = out["present"].sigmoid()
-            for name in (*OBJECT_VALUES, *SCENE_VALUES, "word"):
+            for name in (*OBJECT_HEADS, *SCENE_VALUES, "word"):
                 out[name] = out[name].softmax(dim=-1)
             arrays = {name: value.float().cpu().numpy() for name, value in out.items()}
             for i in range(len(part)):
@@ -68,54 +70,29 @@ class Judge:
 
     def read(self, images: Any) -> list[Parsed]:
         """What each image shows. At least one object is always reported: the likeliest one."""
-        return [_read(out) for out in self.outputs(images)]
+        pictures = as_list(images) if not isinstance(images, np.ndarray | Tensor) else images
+        drafts = [Draft.read(out) for out in self.outputs(pictures)]
+        if self.rendering:
+            improve(drafts, np.stack([np.asarray(letterbox(p, 64)) for p in to_pil(pictures)]))
+        return [Parsed(draft.scene().canonical(), draft.confidence()) for draft in drafts]
 
     def parse(self, images: Any) -> list[Scene]:
         """The scene of each image."""
         return [parsed.scene for parsed in self.read(images)]
 
     @torch.no_grad()
-    def features(self, images: Any, batch: int = 256) -> np.ndarray:
-        """(n, width) descriptors of whole images, for distances between sets of images."""
+    def features(self, images: Any, batch: int = 128) -> np.ndarray:
+        """(n, 2 * width) descriptors of whole images, for distances between sets of images."""
         parts = [self.model(p.to(self.model.device))["features"].cpu() for p in pixels(images).split(batch)]
         return torch.cat(parts).numpy()
 
 
-def _read(out: dict[str, np.ndarray]) -> Parsed:
-    present = out["present"]
-    found = np.flatnonzero(present > 0.5)
-    found = found[np.argsort(-present[found])][:5] if len(found) else np.array([present.argmax()])
-    confidence = float(np.where(present > 0.5, present, 1 - present).prod())
-    ranks = np.argsort(np.argsort(out["depth"][found]))
-    things = []
-    for rank, i in zip(ranks, found, strict=True):
-        facts = {}
-        for name, values in OBJECT_VALUES.items():
-            best = int(out[name][i].argmax())
-            if name == "rotation" and facts["shape"] not in TURNABLE:
-                best = 0
-            else:
-                confidence *= float(out[name][i][best])
-            facts[name] = values[best]
-        x, y = (round(float(v), 4) for v in out["place"][i])
-        things.append(SceneObject(x=x, y=y, depth=int(rank), **facts))
-    rest = {}
-    for name, options in SCENE_VALUES.items():
-        best = int(out[name].argmax())
-        confidence *= float(out[name][best])
-        rest[name] = options[best]
-    letters = out["word"].argmax(axis=-1)
-    confidence *= float(out["word"].max(axis=-1).prod())
-    word = "".join(LETTERS[i] for i in letters).split(" ")[0]
-    return Parsed(Scene(tuple(things), word=word, **rest).canonical(), confidence)
-
-
 @lru_cache(maxsize=4)
 def load_judge(name: str = "judge", device: str = "cpu") -> Judge:
-    """A packaged judge, one of `JUDGES`."""
+    """A packaged judge, one of `JUDGES`. The second one reads by its network alone, so the two err independently."""
     if name not in JUDGES:
         raise ShowtellError(f"unknown judge {name!r}; use one of: {', '.join(JUDGES)}")
-    return Judge.from_pretrained(folder(name), device)
+    return Judge.from_pretrained(folder(name), device, rendering=name == JUDGES[0])
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _search(
             if between and g == 0:
                 new = _middle(layouts[:, 1], layouts[:, 2], draw)
             elif kind in ("in front of", "behind"):
-                new = near + _around(draw, count, 0.5 * (r + radii[j - 1]), 0.8 * (r + radii[j - 1]))
+                new = near + _around(draw, count, 0.45 * (r + radii[j - 1]), 0.66 * (r + radii[j - 1]))
             elif kind == "inside":
                 new = near + draw.uniform(-0.02, 0.02, (count, 2))
             elif single:

@@ -324,7 +324,7 @@ def _first_two(
         return None
     x, y, _ = spots[0]
     angle = rng.uniform(0, 2 * math.pi)
-    reach = rng.uniform(0, 0.02) if kind == "inside" else max(rng.uniform(0.55, 0.75) * (one + two), 0.75 * max(one, two))
+    reach = rng.uniform(0, 0.02) if kind == "inside" else max(rng.uniform(0.45, 0.65) * (one + two), 0.75 * max(one, two))
     spot = (x + reach * math.cos(angle), y + reach * math.sin(angle))
     if not _fits(*spot, one, floor, []):
         return None

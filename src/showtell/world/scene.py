@@ -277,7 +277,7 @@ def _relation(a: Group, b: Group) -> str:
         one, two = a[0], b[0]
         if _inside(one, two, 0.55):
             return "inside"
-        if _overlap(one, two, 0.85) and one.depth != two.depth:
+        if _overlap(one, two, 0.72) and one.depth != two.depth:
             return "in front of" if one.depth < two.depth else "behind"
     for kind in ("left of", "right of", "above", "below"):
         if _direction(kind, a, b, ratio=1.25, margin=0.06):
@@ -295,7 +295,7 @@ def holds(kind: str, a: Group, b: Group, c: Group | None = None) -> bool:
         return _inside(a[0], b[0], 0.9)
     if kind in ("in front of", "behind"):
         near, far = (a[0], b[0]) if kind == "in front of" else (b[0], a[0])
-        return _overlap(near, far, 1.0) and near.depth < far.depth
+        return _overlap(near, far, 0.88) and near.depth < far.depth
     return _direction(kind, a, b, ratio=0.75, margin=0.0)
 
 
