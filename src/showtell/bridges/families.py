@@ -29,6 +29,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("Stable Diffusion 3/3.5", ("StableDiffusion3Pipeline",), "sd3:StableDiffusion3", DENOISER),
     Family("FLUX.1", ("FluxPipeline",), "flux:Flux", DENOISER),
     Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "pixart:PixArt", DENOISER),
+    Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
 )
 
 
