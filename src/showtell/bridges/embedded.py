@@ -1,177 +1,312 @@
-"""The bridge that comes with the package: one small model for both directions, loaded without any download."""
+"""The bridge that comes with the package: one small model for both directions, loaded without any download.
+
+Text to image and edits pass through the one denoising loop, so techniques attach to it as to any other bridge.
+"""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
-from showtell.bridges.base import Bridge, as_list, spread
-from showtell.data.mix import EDIT_LENGTH, SHOW_LENGTH, TELL_LENGTH, Codec
+from showtell.bridges.adapter import Adapter
+from showtell.bridges.base import Bridge, Run, Text, as_list, spread
+from showtell.bridges.diffusion import DiffusionBridge
+from showtell.bridges.layout import TokenLayout
+from showtell.bridges.words import Piece
+from showtell.data.mix import Codec
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM
 from showtell.nets.token_lm import TokenLM
 from showtell.pictures import letterbox, to_pil
 from showtell.weights import folder
+from showtell.world.language import LANGUAGES
 
-LANGUAGES = ("en", "zh", "es")
-STEPS, GUIDANCE = 24, 3.0
+LONGEST = 80  # tokens of a prompt, question or instruction
+TOLD = 48  # tokens of a caption or an answer
 
 
-class EmbeddedBridge(Bridge):
-    """Text to 64x64 images and back, edits, answers, embeddings, by one model of about 7 million parameters.
+def signal(images: Any, size: int, device: Any) -> Tensor:
+    """Anything that holds RGB images -> (n, 3, size, size) in [-1, 1], letterboxed on white where not square."""
+    array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
+    return (torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
 
-    model: a FlowLM or a TokenLM. codec: its token layouts. known: the words it was trained on; others are named in a
-    warning.
+
+class Reader:
+    """What every embedded model shares: checked text in, token rows, and greedy captions and answers.
+
+    known: the words the model was trained on; others are named in a warning.
     """
 
-    name = "showtell embedded"
-    can = frozenset({"generate", "caption", "answer", "edit", "embed"})
+    def __init__(self, model: FlowLM | TokenLM, codec: Codec, known: Collection[str] = ()) -> None:
+        self.model, self.codec, self.known = model, codec, frozenset(known)
 
-    def __init__(self, model: FlowLM | TokenLM, codec: Codec, known: Sequence[str] = ()) -> None:
-        self.model, self.codec, self.known = model.eval(), codec, frozenset(known)
+    def row(self, text: Any, what: str, layout: Callable[[str], list[int]]) -> list[int]:
+        """Token ids of a text. Raises ShowtellError where it is empty or longer than the model reads."""
+        if not isinstance(text, str) or not text.strip():
+            raise ShowtellError(f"empty {what}; write a few words")
+        if len(text) > 20 * LONGEST or len(row := layout(text)) > LONGEST:
+            raise ShowtellError(
+                f"the {what} has {len(text.split())} words, more than this model reads ({LONGEST} tokens); shorten it"
+            )
+        if self.known and (strange := unknown_words(text, self.known)):
+            warnings.warn(f"words the model has never seen: {', '.join(strange)}", stacklevel=2)
+        return row
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, device: Any = None, dtype: Any = None) -> EmbeddedBridge:
-        from transformers import PreTrainedTokenizerFast
+    def tensors(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        ids, valid = self.codec.pad(rows)
+        return torch.from_numpy(ids).to(self.model.device), torch.from_numpy(valid).to(self.model.device)
 
-        folder = Path(folder)
-        kind = json.loads((folder / "config.json").read_text())["model_type"]
-        family = {"showtell_flow_lm": FlowLM, "showtell_token_lm": TokenLM}[kind]
-        model = family.from_pretrained(folder, dtype=dtype or torch.float32, use_safetensors=True)
-        codec = Codec(PreTrainedTokenizerFast.from_pretrained(folder))
-        return cls(model.to(device or "cpu"), codec, json.loads((folder / "words.json").read_text()))
-
-    # --- language to vision ----------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(self, prompts: Any, *, seed: int | list[int] = 0, guidance_scale: float | None = None,
-                 num_inference_steps: int | None = None, output_type: str = "pil", **more: Any) -> list[Any]:  # fmt: skip
-        texts = [self._checked(text, "prompt") for text in as_list(prompts)]
-        rows = [self._row(self.codec.show(text), SHOW_LENGTH, text) for text in texts]
-        return self._show(rows, self.codec.show(None), None, seed, guidance_scale, num_inference_steps, output_type)
-
-    @torch.no_grad()
-    def edit(self, images: Any, instructions: Any, *, seed: int | list[int] = 0, guidance_scale: float | None = None,
-             num_inference_steps: int | None = None, output_type: str = "pil", **more: Any) -> list[Any]:  # fmt: skip
-        source = self._pixels(images)
-        texts = [self._checked(t, "instruction") for t in spread(instructions, len(source), "instructions")]
-        rows = [self._row(self.codec.edit(text), EDIT_LENGTH, text) for text in texts]
-        return self._show(rows, self.codec.edit(None), source, seed, guidance_scale, num_inference_steps, output_type)
-
-    def _show(self, rows: list[list[int]], empty: list[int], source: Tensor | None, seed: int | list[int],
-              guidance: float | None, steps: int | None, output_type: str) -> list[Any]:  # fmt: skip
-        guidance = GUIDANCE if guidance is None else guidance
-        n, device = len(rows), self.model.device
-        both = rows if guidance == 1.0 else rows + [empty] * n
-        ids, valid = (torch.from_numpy(a).to(device) for a in self.codec.pad(both))
-        seeds = seed if isinstance(seed, list) else [seed * 1_000_003 + i for i in range(n)]
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-        pictures = self._flow if isinstance(self.model, FlowLM) else self._tokens
-        made = pictures(ids, valid, source, generators, guidance, steps)
-        if output_type == "pt":
-            return list(made)
-        return to_pil((made * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
-
-    def _flow(self, ids: Tensor, valid: Tensor, source: Tensor | None, generators: list[torch.Generator],
-              guidance: float, steps: int | None) -> Tensor:  # fmt: skip
-        model, n = self.model, len(generators)
-        assert isinstance(model, FlowLM)
-        size = model.config.image_size
-        latents = torch.stack([torch.randn(3, size, size, generator=g) for g in generators]).to(model.device)
-        times = len(ids) // n
-        cache, _ = model.prefix(ids, valid, None if source is None else source.repeat(times, 1, 1, 1))
-        scheduler = FlowMatchEulerDiscreteScheduler()
-        scheduler.set_timesteps(steps or STEPS, device=model.device)
-        for i, t in enumerate(scheduler.timesteps):
-            sigma = scheduler.sigmas[i]
-            moment = (1 - sigma).expand(len(ids)).to(model.device)
-            clean = model.denoise(cache, valid, source is not None, latents.repeat(times, 1, 1, 1), moment)
-            if times == 2:
-                told, blank = clean.chunk(2)
-                clean = blank + guidance * (told - blank)
-            latents = scheduler.step((latents - clean) / sigma, t, latents, return_dict=False)[0]
-        return (latents.clamp(-1, 1) + 1) / 2
-
-    def _tokens(self, ids: Tensor, valid: Tensor, source: Tensor | None, generators: list[torch.Generator],
-                guidance: float, steps: int | None) -> Tensor:  # fmt: skip
-        model = self.model
-        assert isinstance(model, TokenLM)
-
-        def uniform(shape: tuple[int, ...]) -> Tensor:
-            return torch.stack([torch.rand(shape[1:], generator=g) for g in generators]).to(model.device)
-
-        codes = None if source is None else model.tokenizer.encode(source).repeat(len(ids) // len(source), 1)
-        made = model.show(ids, valid, codes, uniform, guidance, steps or 16)
-        return (model.tokenizer.decode(made).clamp(-1, 1) + 1) / 2
-
-    # --- vision to language ----------------------------------------------------------------------------------------
-
-    def caption(self, images: Any, language: str = "en", **more: Any) -> list[str]:
+    def caption(self, images: Any, language: str) -> list[str]:
         if language not in LANGUAGES:
             raise ShowtellError(f"unsupported language {language!r}; use one of: {', '.join(LANGUAGES)}")
-        source = self._pixels(images)
+        source = signal(images, 64, self.model.device)
         return self._tell([self.codec.caption(language)] * len(source), source)
 
-    def answer(self, images: Any, questions: Any, **more: Any) -> list[str]:
-        source, asked = self._pixels(images), as_list(questions)
+    def answer(self, images: Any, questions: Any) -> list[str]:
+        source, asked = signal(images, 64, self.model.device), as_list(questions)
+        count = max(len(source), len(asked))
         if len(source) == 1:
-            source = source.expand(len(asked), -1, -1, -1)
-        texts = [self._checked(t, "question") for t in spread(asked if len(asked) > 1 else asked[0], len(source), "questions")]
-        return self._tell([self._row(self.codec.ask(text), TELL_LENGTH - 12, text) for text in texts], source)
+            source = source.expand(count, -1, -1, -1)
+        texts = spread(asked if len(asked) > 1 else asked[0], len(source), "questions")
+        return self._tell([self.row(text, "question", self.codec.ask) for text in texts], source)
 
-    def _tell(self, rows: list[list[int]], source: Tensor) -> list[str]:
-        ids, valid = (torch.from_numpy(a).to(self.model.device) for a in self.codec.pad(rows))
-        stop = self.codec.special["<eos>"]
+    def _tell(self, rows: Sequence[Sequence[int]], source: Tensor) -> list[str]:
         if isinstance(self.model, TokenLM):
             source = self.model.tokenizer.encode(source)
-        return [self.codec.text(row) for row in self.model.tell(ids, valid, source, stop, TELL_LENGTH)]
+        ids, valid = self.tensors(rows)
+        told = self.model.tell(ids, valid, source, self.codec.special["<eos>"], TOLD)
+        return [self.codec.text(row) for row in told]
 
-    # --- both ------------------------------------------------------------------------------------------------------
+
+class _Parts:
+    """The model, its tokenizer and its scheduler, with the few things that bridges expect of a pipeline."""
+
+    vae_scale_factor = 1
+
+    def __init__(self, model: FlowLM, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.scheduler = FlowMatchEulerDiscreteScheduler()
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self.components = {"model": model, "tokenizer": tokenizer, "scheduler": self.scheduler}
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.model.device
+
+    def maybe_free_model_hooks(self) -> None:
+        """Nothing is ever offloaded."""
+
+    def progress_bar(self, total: int) -> Any:
+        from tqdm.auto import tqdm
+
+        return tqdm(total=total)
+
+
+class EmbeddedAdapter(Adapter):
+    """A FlowLM in the denoising loop: latents are the pixels (n, 3, 64, 64) in [-1, 1], time runs from 1000 to 0."""
+
+    steps = 24
+    scale = 3.0
+    options = frozenset({"image", "task"})
+    text_options = frozenset({"task"})
+    text_encoders = ("model",)
+    rescaled_input = False
+
+    def __init__(self, parts: _Parts, reader: Reader) -> None:
+        super().__init__(parts)
+        self.reader = reader
+
+    @property
+    def denoiser(self) -> FlowLM:
+        model = self.pipeline.model
+        assert isinstance(model, FlowLM)
+        return model
+
+    @property
+    def channels(self) -> int:
+        return 3
+
+    @property
+    def multiple(self) -> int:
+        return self.denoiser.config.image_size
+
+    def size(self, height: int | None, width: int | None, **options: Any) -> tuple[int, int]:
+        own = self.denoiser.config.image_size
+        if (height or own, width or own) != (own, own):
+            raise ShowtellError(f"this model makes {own}x{own} images, not {height}x{width}; leave height and width out")
+        return own, own
+
+    def pieces(self, **options: Any) -> list[Piece]:
+        return [Piece(self.pipeline.tokenizer, LONGEST - 1, start=1, special=False)]
+
+    def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
+        layout = self.reader.codec.edit if options.get("task") == "edit" else self.reader.codec.show
+        rows = [layout(None) if not text else self.reader.row(text, "prompt", layout) for text in prompts]
+        ids, valid = self.reader.tensors(rows)
+        return Text(self.denoiser.backbone.embed_tokens(ids), mask=valid)
+
+    def condition(self, run: Run) -> None:
+        images = run.options.get("image")
+        if images is None:
+            return
+        source = signal(images, self.denoiser.config.image_size, self.device)
+        run.text = Text(run.text.tokens, mask=run.text.mask, extra={"source": source})
+        if run.negative is not None:
+            run.negative = Text(run.negative.tokens, mask=run.negative.mask, extra={"source": source})
+
+    def predict(self, run: Run, latents: Tensor, timestep: Tensor, text: Text) -> Tensor:
+        sigma = timestep.to(latents) / 1000
+        assert text.mask is not None
+        clean = self.denoiser(
+            text.tokens, text.mask.bool(), text.extra.get("source"), latents, (1 - sigma).expand(len(latents))
+        )[2]
+        return (latents - clean) / sigma
+
+    def decode(self, run: Run, latents: Tensor, output_type: str) -> Any:
+        return self.pipeline.image_processor.postprocess(latents, output_type=output_type)
+
+    def layout(self, run: Run) -> TokenLayout:
+        side = self.denoiser.grid
+        calls = [(f"backbone.layers.{i}.self_attn", "joint") for i in range(self.denoiser.config.num_hidden_layers)]
+        return TokenLayout(calls, {side * side: (side, side)}, text_first=True)
+
+
+class EmbeddedBridge(DiffusionBridge):
+    """Text to 64x64 images and back, edits, answers and embeddings, by one FlowLM."""
+
+    def __init__(self, model: FlowLM, codec: Codec, known: Collection[str] = ()) -> None:
+        self.model = model.eval()
+        self.reader = Reader(model, codec, known)
+        adapter = EmbeddedAdapter(_Parts(model, codec.tokenizer), self.reader)
+        can = frozenset({"generate", "caption", "answer", "edit", "embed", "attend"})
+        super().__init__(adapter, "the embedded bridge", can)
+
+    def generate(self, prompts: Any, **options: Any) -> list[Any]:  # type: ignore[override]
+        """See `Bridge.generate`. Always 64x64; 24 steps and a guidance scale of 3 by default."""
+        if not as_list(prompts):
+            raise ShowtellError("no prompts given; write at least one")
+        for prompt in as_list(prompts):  # before any work
+            self.reader.row(prompt, "prompt", self.reader.codec.show)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="words the model has never seen")
+            return super().generate(prompts, **options)
+
+    def edit(self, images: Any, instructions: Any, *, seed: int | list[int] = 0, **more: Any) -> list[Any]:
+        """See `Bridge.edit`. Instructions such as "make the ring green", in any of its languages."""
+        for text in as_list(instructions):
+            self.reader.row(text, "instruction", self.reader.codec.edit)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="words the model has never seen")
+            return super().edit(to_pil(images), instructions, seed=seed, task="edit", **more)
+
+    def caption(self, images: Any, language: str = "en", **more: Any) -> list[str]:
+        """See `Bridge.caption`. language: "en", "zh" or "es"."""
+        return self.reader.caption(images, language)
+
+    def answer(self, images: Any, questions: Any, **more: Any) -> list[str]:
+        """See `Bridge.answer`."""
+        return self.reader.answer(images, questions)
 
     @torch.no_grad()
     def embed(self, images: Any = None, texts: Any = None, **more: Any) -> Tensor:
-        if (images is None) == (texts is None) or not isinstance(self.model, FlowLM):
+        """See `Bridge.embed`. (n, 128)."""
+        if (images is None) == (texts is None):
             raise ShowtellError("embed takes images=... or texts=..., one of the two")
         if texts is not None:
-            rows = [self._row(self.codec.show(self._checked(t, "text")), SHOW_LENGTH, t) for t in as_list(texts)]
-            ids, valid = (torch.from_numpy(a).to(self.model.device) for a in self.codec.pad(rows))
-            hidden = self.model(ids, valid)[1]
-            return self.model.embed_texts(hidden, valid.sum(dim=1) - 1)
-        source = self._pixels(images)
-        ids, valid = self.codec.pad([self.codec.caption("en")] * len(source))
-        device = self.model.device
-        seen = self.model(torch.from_numpy(ids).to(device), torch.from_numpy(valid).to(device), source)[0]
-        return self.model.embed_images(seen)
+            rows = [self.reader.row(text, "text", self.reader.codec.show) for text in as_list(texts)]
+            ids, valid = self.reader.tensors(rows)
+            return self.model.embed_texts(self.model(ids, valid)[1], valid.sum(dim=1) - 1)
+        source = signal(images, self.model.config.image_size, self.model.device)
+        ids, valid = self.reader.tensors([self.reader.codec.caption("en")] * len(source))
+        return self.model.embed_images(self.model(ids, valid, source)[0])
 
-    # --- input -----------------------------------------------------------------------------------------------------
-
-    def _pixels(self, images: Any) -> Tensor:
-        size = 64
-        array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
-        return (torch.from_numpy(array.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1).to(self.model.device)
-
-    def _checked(self, text: Any, what: str) -> str:
-        if not isinstance(text, str) or not text.strip():
-            raise ShowtellError(f"empty {what}; write a few words")
-        if self.known and (strange := unknown_words(text, self.known)):
-            warnings.warn(f"words the model has never seen: {', '.join(strange)}", stacklevel=4)
-        return text
-
-    def _row(self, row: list[int], limit: int, text: str) -> list[int]:
-        if len(row) > limit:
-            raise ShowtellError(f"text of {len(text.split())} words is too long for this model; it reads {limit} tokens")
-        return row
+    def save(self, directory: str | Path) -> None:
+        """Writes weights, tokenizer and word list; `showtell.load(directory)` reads them back."""
+        self.model.save_pretrained(directory)
+        self.reader.codec.tokenizer.save_pretrained(directory)
+        (Path(directory) / "words.json").write_text(json.dumps(sorted(self.reader.known), ensure_ascii=False))
 
 
-def load_default(device: Any = None, dtype: Any = None) -> EmbeddedBridge:
+class TokenBridge(Bridge):
+    """The same abilities by a TokenLM: images as discrete tokens, next-token or masked. Not packaged; see
+    docs/embedded-bridge.md for how it compares."""
+
+    name = "the token bridge"
+    can = frozenset({"generate", "caption", "answer", "edit"})
+
+    def __init__(self, model: TokenLM, codec: Codec, known: Collection[str] = ()) -> None:
+        self.model, self.reader = model.eval(), Reader(model, codec, known)
+
+    def generate(self, prompts: Any, *, seed: int | list[int] = 0, guidance_scale: float | None = None,
+                 num_inference_steps: int | None = None, **more: Any) -> list[Any]:  # fmt: skip
+        """See `Bridge.generate`. num_inference_steps: of masked decoding."""
+        codec = self.reader.codec
+        rows = [self.reader.row(text, "prompt", codec.show) for text in as_list(prompts)]
+        return self._show(rows, codec.show(None), None, seed, guidance_scale, num_inference_steps)
+
+    def edit(self, images: Any, instructions: Any, *, seed: int | list[int] = 0, guidance_scale: float | None = None,
+             num_inference_steps: int | None = None, **more: Any) -> list[Any]:  # fmt: skip
+        """See `Bridge.edit`."""
+        codec, source = self.reader.codec, signal(images, 64, self.model.device)
+        texts = spread(instructions, len(source), "instructions")
+        rows = [self.reader.row(text, "instruction", codec.edit) for text in texts]
+        codes = self.model.tokenizer.encode(source)
+        return self._show(rows, codec.edit(None), codes, seed, guidance_scale, num_inference_steps)
+
+    @torch.no_grad()
+    def _show(self, rows: list[list[int]], empty: list[int], source: Tensor | None, seed: int | list[int],
+              guidance: float | None, steps: int | None) -> list[Any]:  # fmt: skip
+        guidance, n = 2.0 if guidance is None else guidance, len(rows)
+        ids, valid = self.reader.tensors(rows if guidance == 1.0 else rows + [empty] * n)
+        seeds = seed if isinstance(seed, list) else [seed * 1_000_003 + i for i in range(n)]
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
+
+        def uniform(shape: tuple[int, ...]) -> Tensor:
+            return torch.stack([torch.rand(shape[1:], generator=g) for g in generators]).to(ids.device)
+
+        codes = None if source is None else source.repeat(len(ids) // n, 1)
+        made = self.model.show(ids, valid, codes, uniform, guidance, steps or 16)
+        pixels = (self.model.tokenizer.decode(made).clamp(-1, 1) + 1) * 127.5
+        return to_pil(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
+
+    def caption(self, images: Any, language: str = "en", **more: Any) -> list[str]:
+        """See `Bridge.caption`."""
+        return self.reader.caption(images, language)
+
+    def answer(self, images: Any, questions: Any, **more: Any) -> list[str]:
+        """See `Bridge.answer`."""
+        return self.reader.answer(images, questions)
+
+
+def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> EmbeddedBridge | TokenBridge:
+    """A bridge of this module from its folder: weights, tokenizer, word list. Raises ShowtellError where one is missing
+    or damaged."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = Path(path)
+    try:
+        kind = json.loads((path / "config.json").read_text())["model_type"]
+        family: Any = {"showtell_flow_lm": FlowLM, "showtell_token_lm": TokenLM}[kind]
+        known = json.loads((path / "words.json").read_text())
+        codec = Codec(PreTrainedTokenizerFast.from_pretrained(path))
+        model = family.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise ShowtellError(f"cannot load the model in {path}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # safetensors raises an exception type of its own for damaged files
+        raise ShowtellError(f"damaged checkpoint in {path}: {str(error).splitlines()[0]}") from None
+    return EmbeddedBridge(model, codec, known) if kind == "showtell_flow_lm" else TokenBridge(model, codec, known)
+
+
+def load_default(device: Any = None, dtype: Any = None) -> Bridge:
     """The packaged bridge."""
-    return EmbeddedBridge.from_pretrained(folder("bridge"), device, dtype)
+    return load_embedded(folder("bridge"), device, dtype)

@@ -23,12 +23,19 @@ DENOISER = frozenset({"generate", "invert", "attend"})
 
 FAMILIES: tuple[Family, ...] = (
     Family(
+        "showtell embedded",
+        ("FlowLM", "TokenLM"),
+        "embedded:load_embedded",
+        frozenset({"generate", "caption", "answer", "edit", "embed", "attend"}),
+    ),
+    Family(
         "Stable Diffusion 1.x/2.x", ("StableDiffusionPipeline",), "stable_diffusion:StableDiffusion", DENOISER
     ),
     Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), "sdxl:StableDiffusionXL", DENOISER),
     Family("Stable Diffusion 3/3.5", ("StableDiffusion3Pipeline",), "sd3:StableDiffusion3", DENOISER),
     Family("FLUX.1", ("FluxPipeline",), "flux:Flux", DENOISER),
     Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "pixart:PixArt", DENOISER),
+    Family("Sana", ("SanaPipeline",), "sana:Sana", DENOISER),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
 )
 

@@ -118,9 +118,12 @@ class FlowLM(PreTrainedModel):
         noisy: Tensor | None = None,
         time: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Hidden states of each segment: (source (n, image, d) | None, text (n, text, d), clean image prediction | None)."""
+        """Hidden states of each segment: (source (n, image, d) | None, text (n, text, d), clean image | None).
+
+        ids: (n, text) token ids, or (n, text, d) token embeddings. time: (n,) in [0, 1], 1 being clean.
+        """
         text = ids.shape[1]
-        parts = [self.backbone.embed_tokens(ids)]
+        parts = [self.backbone.embed_tokens(ids) if ids.dim() == 2 else ids]
         if source is not None:
             parts.insert(0, self.embed_source(source))
         if noisy is not None:
@@ -168,21 +171,6 @@ class FlowLM(PreTrainedModel):
             use_cache=True,
         ).last_hidden_state
         return cache, hidden[:, -ids.shape[1] :]
-
-    def denoise(self, cache: DynamicCache, valid: Tensor, has_source: bool, noisy: Tensor, time: Tensor) -> Tensor:
-        """Prediction of the clean image (n, 3, h, w) given a prefix; the cache is left as it was."""
-        image = self.grid**2
-        ones = valid.new_ones(len(valid), image)
-        keys = torch.cat([ones] * has_source + [valid, ones], dim=1)
-        hidden = self.backbone(
-            inputs_embeds=self.embed_target(noisy, time),
-            attention_mask=for_attention(self.backbone, keys[:, None, None].expand(-1, 1, image, -1), self.dtype),
-            position_ids=self.positions(False, 0, True, noisy.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        cache.crop(-image)
-        return self.unpatch(self.patch_out(hidden))
 
     @torch.no_grad()
     def tell(self, ids: Tensor, valid: Tensor, source: Tensor, stop: int, length: int) -> list[list[int]]:

@@ -1,0 +1,165 @@
+"""The embedded bridge on random weights of its own class: every input it takes, every refusal, one loop for all."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from showtell import Technique
+from showtell.bridges.embedded import EmbeddedBridge, TokenBridge, load_embedded
+from showtell.data.mix import Codec
+from showtell.errors import ShowtellError, UnsupportedError
+from showtell.nets.flow_lm import FlowLM, FlowLMConfig
+from showtell.nets.token_lm import TokenLM, TokenLMConfig
+from showtell.train.recipes import packaged_codec
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return packaged_codec()
+
+
+@pytest.fixture(scope="module")
+def bridge(codec: Codec) -> EmbeddedBridge:
+    torch.manual_seed(0)
+    return EmbeddedBridge(FlowLM(FlowLMConfig(vocab_size=len(codec.tokenizer), **SMALL)), codec, ["a", "red", "ring"])
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> None:
+    warnings.filterwarnings("ignore", message="words the model")
+
+
+def arrays(images: list) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in images]).astype(int)
+
+
+def test_codec_layouts(codec: Codec) -> None:
+    row = codec.show("a red ring")
+    assert row[0] == codec.special["<bos>"] and row[-1] == codec.special["<show>"]
+    assert codec.text(row) == "a red ring"
+    assert codec.show(None) == [codec.special["<bos>"], codec.special["<show>"]]
+    ids, valid = codec.pad([row, codec.show(None)])
+    assert ids.shape == valid.shape == (2, len(row)) and valid.sum(1).tolist() == [len(row), 2]
+
+
+def test_seed_decides_and_the_batch_does_not(bridge: EmbeddedBridge) -> None:
+    prompts = ["a red ring", "a red ring left of a red ring"]
+    both = bridge.generate(prompts, seed=[3, 4], num_inference_steps=3, output_type="np")
+    again = bridge.generate(prompts, seed=[3, 4], num_inference_steps=3, output_type="np")
+    alone = bridge.generate(prompts[1], seed=[4], num_inference_steps=3, output_type="np")
+    other = bridge.generate(prompts[1], seed=[5], num_inference_steps=3, output_type="np")
+    assert np.array_equal(both[0], again[0]) and both[0].shape == (64, 64, 3)
+    assert np.abs(both[1] - alone[0]).max() < 1e-3 < np.abs(alone[0] - other[0]).max()
+
+
+def test_one_step_lands_on_the_predicted_image(bridge: EmbeddedBridge) -> None:
+    """From pure noise, one Euler step to the end is the clean image that the network predicts."""
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    made = bridge.generate("a red ring", latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    ids, valid = bridge.reader.tensors([bridge.reader.codec.show("a red ring")])
+    with torch.no_grad():
+        expected = bridge.model(ids, valid, None, noise, torch.tensor([0.0]))[2]
+    assert torch.allclose(made[0], expected[0], atol=1e-4)
+
+
+def test_techniques_see_the_prompt_words(bridge: EmbeddedBridge) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Look(Technique):
+        def attention(self, run, site) -> None:  # noqa: ANN001
+            seen.append(site.maps())
+
+    plain = bridge.generate("a red ring", num_inference_steps=2, output_type="np")
+    watched = bridge.generate("a red ring", num_inference_steps=2, using=[Look()], output_type="np")
+    assert np.array_equal(plain[0], watched[0])
+    assert len(seen) == 4 and seen[0].shape[:3] == (1, 2, 64)  # two layers, two steps; heads; image tokens
+    assert len(bridge.words("a red ring")["ring"]) >= 1
+
+
+def test_edits_depend_on_the_picture_and_the_instruction(bridge: EmbeddedBridge) -> None:
+    pictures = [Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")]
+    one, two = arrays(bridge.edit(pictures, "make the ring red", num_inference_steps=2))
+    other = arrays(bridge.edit(pictures[0], "remove the ring", num_inference_steps=2))[0]
+    assert (one != two).any() and (one != other).any()
+
+
+@pytest.mark.parametrize("image", [
+    Image.new("RGBA", (5, 7), (255, 0, 0, 0)), Image.new("L", (300, 20), 9), Image.new("RGB", (1, 1)),
+    Image.new("P", (64, 64)), np.zeros((10, 20, 3), np.uint8), np.ones((8, 8, 3), np.float32), torch.rand(3, 9, 9),
+])  # fmt: skip
+def test_pictures_of_any_size_and_kind(bridge: EmbeddedBridge, image) -> None:  # noqa: ANN001
+    assert isinstance(bridge.caption(image)[0], str)
+    assert bridge.embed(images=image).shape == (1, 128)
+
+
+def test_transparent_means_white(bridge: EmbeddedBridge) -> None:
+    clear, white = Image.new("RGBA", (64, 64), (255, 0, 0, 0)), Image.new("RGB", (64, 64), "white")
+    assert torch.equal(bridge.embed(images=clear), bridge.embed(images=white))
+
+
+def test_embeddings_are_unit_vectors(bridge: EmbeddedBridge) -> None:
+    texts = bridge.embed(texts=["a red ring", "a ring"])
+    assert texts.shape == (2, 128) and torch.allclose(texts.norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+def test_answers_pair_pictures_with_questions(bridge: EmbeddedBridge) -> None:
+    picture = Image.new("RGB", (64, 64))
+    assert len(bridge.answer(picture, ["a ring?", "red?", "a?"])) == 3
+    assert len(bridge.answer([picture, picture], "a ring?")) == 2
+    with pytest.raises(ShowtellError, match="2"):
+        bridge.answer([picture] * 3, ["a ring?", "red?"])
+
+
+def test_unknown_words_are_named(bridge: EmbeddedBridge) -> None:
+    with pytest.warns(UserWarning, match="never seen: zebra, quagga"):
+        bridge.generate("a red zebra ring quagga", num_inference_steps=1)
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda b: b.generate(""), "empty prompt"),
+    (lambda b: b.generate([]), "no prompts"),
+    (lambda b: b.generate("word " * 10_000), "10000 words"),
+    (lambda b: b.generate("a ring", height=128), "64x64"),
+    (lambda b: b.generate("a ring", num_inference_steps=0), "num_inference_steps"),
+    (lambda b: b.caption(Image.new("RGB", (9, 9)), language="tlh"), "unsupported language 'tlh'"),
+    (lambda b: b.edit(Image.new("RGB", (9, 9)), " "), "empty instruction"),
+    (lambda b: b.embed(), "one of the two"),
+    (lambda b: b.animate("a ring"), "cannot animate"),
+])  # fmt: skip
+def test_refusals_are_one_clear_line(bridge: EmbeddedBridge, call, says: str) -> None:  # noqa: ANN001
+    with pytest.raises(ShowtellError, match=says) as caught:
+        call(bridge)
+    assert "\n" not in str(caught.value)
+
+
+def test_saved_bridge_loads_and_damaged_ones_are_refused(bridge: EmbeddedBridge, tmp_path) -> None:  # noqa: ANN001
+    bridge.save(tmp_path)
+    again = load_embedded(tmp_path)
+    picture = Image.new("RGB", (64, 64), "green")
+    assert torch.allclose(again.embed(images=picture), bridge.embed(images=picture), atol=1e-6)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ShowtellError, match=r"damaged|cannot load"):
+        load_embedded(tmp_path)
+    weights.rename(tmp_path / "pytorch_model.bin")  # pickled weights are never read
+    with pytest.raises(ShowtellError):
+        load_embedded(tmp_path)
+
+
+def test_token_bridge_both_ways(codec: Codec) -> None:
+    torch.manual_seed(0)
+    config = TokenLMConfig(text_vocab=len(codec.tokenizer), masked=True, tokenizer_channels=(8, 8, 8), **SMALL)
+    bridge = TokenBridge(TokenLM(config), codec)
+    made = bridge.generate(["a red ring"] * 2, num_inference_steps=2)
+    assert made[0].size == (64, 64) and (arrays(made)[0] != arrays(made)[1]).any()
+    assert len(bridge.caption(made)) == 2
+    assert bridge.edit(made, "remove the ring", num_inference_steps=2)[0].size == (64, 64)
+    with pytest.raises(UnsupportedError):
+        bridge.embed(images=made)
