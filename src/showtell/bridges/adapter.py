@@ -35,6 +35,7 @@ class Adapter:
     text_encoders: names of the components whose weights the encoded text depends on.
     rescaled_input: whether the pipeline passes latents through `scheduler.scale_model_input`.
     zero_begin: whether the pipeline calls `scheduler.set_begin_index(0)`.
+    latent_dtype: of the latents, where the pipeline does not keep them in the text's.
     """
 
     steps: int = 50
@@ -45,6 +46,7 @@ class Adapter:
     text_encoders: tuple[str, ...] = ("text_encoder",)
     rescaled_input: bool = True
     zero_begin: bool = False
+    latent_dtype: torch.dtype | None = None
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
@@ -81,9 +83,7 @@ class Adapter:
     def frames(self, num_frames: int | None) -> int | None:
         """Frames of the output; None for families that make images."""
         if num_frames not in (None, 1):
-            raise ShowtellError(
-                f"num_frames={num_frames}: this model makes single images; leave num_frames out."
-            )
+            raise ShowtellError(f"num_frames={num_frames}: this model makes single images; leave num_frames out.")
         return None
 
     def latent_shape(self, run: Run) -> tuple[int, ...]:
@@ -112,22 +112,19 @@ class Adapter:
 
     def timestep_kwargs(self, run: Run, steps: int) -> dict[str, Any]:
         """Keywords of `retrieve_timesteps`: custom timesteps or sigmas, and a resolution-dependent shift."""
-        return {
-            name: run.options[name] for name in ("timesteps", "sigmas") if run.options.get(name) is not None
-        }
+        return {name: run.options[name] for name in ("timesteps", "sigmas") if run.options.get(name) is not None}
 
     def start(self, run: Run, latents: torch.Tensor | None) -> torch.Tensor:
         """The starting latents: drawn as the pipeline draws them, or the given ones, at the scheduler's
         first noise level.
         """
         shape = (len(run.prompts), *self.latent_shape(run))
+        dtype = self.latent_dtype or run.text.tokens.dtype
         if latents is None:
-            latents = randn_tensor(
-                shape, generator=run.generators, device=self.device, dtype=run.text.tokens.dtype
-            )
+            latents = randn_tensor(shape, generator=run.generators, device=self.device, dtype=dtype)
         elif tuple(latents.shape) != shape:
             raise ShowtellError(f"latents have the shape {tuple(latents.shape)}; this call needs {shape}.")
-        latents = latents.to(device=self.device, dtype=run.text.tokens.dtype)
+        latents = latents.to(device=self.device, dtype=dtype)
         return latents * getattr(run.scheduler, "init_noise_sigma", 1.0)
 
     def condition(self, run: Run) -> None:

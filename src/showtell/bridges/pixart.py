@@ -24,6 +24,19 @@ _BINS = {
 }
 
 
+class Lowered:
+    """A tokenizer of texts that the pipeline makes lower-case, except for the first `after` characters."""
+
+    def __init__(self, tokenizer: Any, after: int = 0) -> None:
+        self.tokenizer, self.after = tokenizer, after
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        return self.tokenizer(text[: self.after] + text[self.after :].lower(), **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
 class PixArt(Adapter):
     steps = 20
     scale = 4.5
@@ -39,7 +52,7 @@ class PixArt(Adapter):
         self.longest = 120 if self.is_alpha else 300
 
     def pieces(self, **options: Any) -> list[Piece]:
-        return [Piece(self.pipeline.tokenizer, options.get("max_sequence_length") or self.longest)]
+        return [Piece(Lowered(self.pipeline.tokenizer), options.get("max_sequence_length") or self.longest)]
 
     def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
         tokens, mask, _, _ = self.pipeline.encode_prompt(
@@ -56,9 +69,7 @@ class PixArt(Adapter):
         if run.options.get("use_resolution_binning", True):
             bins = _BINS.get(self.denoiser.config.sample_size)
             if bins is None:
-                raise ShowtellError(
-                    "this PixArt model has no trained sizes; pass use_resolution_binning=False."
-                )
+                raise ShowtellError("this PixArt model has no trained sizes; pass use_resolution_binning=False.")
             run.height, run.width = self.pipeline.image_processor.classify_height_width_bin(
                 run.height, run.width, ratios=bins
             )
@@ -84,16 +95,12 @@ class PixArt(Adapter):
         return {"resolution": resolution.to(latents), "aspect_ratio": ratio.to(latents)}
 
     def advance(self, run: Run, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        result = run.scheduler.step(
-            prediction, run.timestep, latents, **self.step_kwargs(run), return_dict=False
-        )
+        result = run.scheduler.step(prediction, run.timestep, latents, **self.step_kwargs(run), return_dict=False)
         # A one-step model's answer is the clean image, not the scheduler's next sample.
         return result[1] if self.is_alpha and run.steps == 1 and len(result) > 1 else result[0]
 
     def decode(self, run: Run, latents: torch.Tensor, output_type: str) -> Any:
-        pixels = self.pipeline.vae.decode(
-            self.unscale(latents.to(self.pipeline.vae.dtype)), return_dict=False
-        )[0]
+        pixels = self.pipeline.vae.decode(self.unscale(latents.to(self.pipeline.vae.dtype)), return_dict=False)[0]
         height, width = run.own.get("asked", (run.height, run.width))
         if run.options.get("use_resolution_binning", True):
             pixels = self.pipeline.image_processor.resize_and_crop_tensor(pixels, width, height)
