@@ -36,7 +36,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("FLUX.1", ("FluxPipeline",), "flux:Flux", DENOISER),
     Family("PixArt", ("PixArtAlphaPipeline", "PixArtSigmaPipeline"), "pixart:PixArt", DENOISER),
     Family("Sana", ("SanaPipeline",), "sana:Sana", DENOISER),
+    Family("Lumina-Image 2.0", ("Lumina2Pipeline",), "lumina2:Lumina2", DENOISER),
+    Family("HunyuanDiT", ("HunyuanDiTPipeline",), "hunyuan_dit:HunyuanDiT", DENOISER),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
+    Family(
+        "LLaVA, Qwen2-VL, BLIP-2",
+        ("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration", "Blip2ForConditionalGeneration"),
+        "vlm:load",
+        frozenset({"caption", "answer"}),
+    ),
 )
 
 

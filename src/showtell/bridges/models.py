@@ -9,10 +9,13 @@ from ..errors import ShowtellError
 from ..pictures import to_pil
 
 
-def load_model(source: Any, bridge: str, device: Any = None, dtype: Any = None) -> tuple[Any, Any]:
+def load_model(
+    source: Any, bridge: str, device: Any = None, dtype: Any = None, read_processor: Any = None
+) -> tuple[Any, Any]:
     """(model in evaluation mode, its processor) of a folder or hub id, of the class its configuration names.
 
     bridge: the bridge's class, for the message to those who hold a model without its processor.
+    read_processor: what makes a processor of the folder; the library's AutoProcessor by default.
     Raises ShowtellError: no folder or id, a class that the installed transformers lacks, damaged files.
     """
     import torch
@@ -25,9 +28,7 @@ def load_model(source: Any, bridge: str, device: Any = None, dtype: Any = None) 
         )
     folder = str(source)
     if Path(folder).is_dir() and not list(Path(folder).glob("*.safetensors")):
-        raise ShowtellError(
-            f"{folder} has no safetensors weights; only these are read: save it with safetensors."
-        )
+        raise ShowtellError(f"{folder} has no safetensors weights; only these are read: save it with safetensors.")
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         name = (config.architectures or [type(config).__name__.replace("Config", "Model")])[0]
@@ -37,7 +38,7 @@ def load_model(source: Any, bridge: str, device: Any = None, dtype: Any = None) 
             )
         kind = getattr(transformers, name)
         model = kind.from_pretrained(folder, dtype=dtype or torch.float32, use_safetensors=True)
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        processor = (read_processor or transformers.AutoProcessor.from_pretrained)(folder)
     except ShowtellError:
         raise
     # The libraries meet damaged files with many kinds of exception; to the reader they all mean the same.
