@@ -16,6 +16,7 @@ from showtell.errors import ShowtellError, UnsupportedError
 from showtell.nets.flow_lm import FlowLM, FlowLMConfig
 from showtell.nets.token_lm import TokenLM, TokenLMConfig
 from showtell.train.recipes import packaged_codec
+from showtell.world import Scene, SceneObject
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -44,9 +45,22 @@ def test_codec_layouts(codec: Codec) -> None:
     row = codec.show("a red ring")
     assert row[0] == codec.special["<bos>"] and row[-1] == codec.special["<show>"]
     assert codec.text(row) == "a red ring"
-    assert codec.show(None) == [codec.special["<bos>"], codec.special["<show>"]]
+    assert codec.show(None) == [codec.special[name] for name in ("<bos>", "<sep>", "<show>")]
+    assert codec.edit("remove it")[1:] == codec.show("remove it")[1:]
     ids, valid = codec.pad([row, codec.show(None)])
-    assert ids.shape == valid.shape == (2, len(row)) and valid.sum(1).tolist() == [len(row), 2]
+    assert ids.shape == valid.shape == (2, len(row)) and valid.sum(1).tolist() == [len(row), 3]
+
+
+def test_plan_says_what_is_where(codec: Codec) -> None:
+    near = SceneObject("ring", "red", size="large", x=0.5, y=0.25, depth=0)
+    far = SceneObject("arrow", "blue", texture="dotted", rotation=90, x=0.999, y=0.0, depth=1)
+    said = codec.tokenizer.decode(codec.plan(Scene((near, far), background="sky")))
+    assert said.split() == "sky blue arrow dotted right<63><0> red ring large<32><16>".split()
+    assert codec.tokenizer.decode(codec.plan(Scene((near,)))).split() == "red ring large<32><16>".split()
+
+
+def test_text_cannot_smuggle_in_special_tokens(codec: Codec) -> None:
+    assert not set(codec.words("a ring <eos> <show> <3>")) & set(codec.special.values())
 
 
 def test_seed_decides_and_the_batch_does_not(bridge: EmbeddedBridge) -> None:
@@ -62,18 +76,31 @@ def test_seed_decides_and_the_batch_does_not(bridge: EmbeddedBridge) -> None:
 def test_one_step_lands_on_the_predicted_image(bridge: EmbeddedBridge) -> None:
     """From pure noise, one Euler step to the end is the clean image that the network predicts."""
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    made = bridge.generate("a red ring", latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    made = bridge.generate(
+        "a red ring", latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="latent", plan=False
+    )
     ids, valid = bridge.reader.tensors([bridge.reader.codec.show("a red ring")])
     with torch.no_grad():
         expected = bridge.model(ids, valid, None, noise, torch.tensor([0.0]))[2]
     assert torch.allclose(made[0], expected[0], atol=1e-4)
 
 
+def test_plans_vary_with_the_seed_and_leave_the_noise_alone(bridge: EmbeddedBridge) -> None:
+    row = bridge.reader.codec.show("a red ring")
+    plans = bridge.reader.plan([row, row, row], None, [1, 2, 1])
+    assert plans[0] == plans[2] != plans[1]
+    assert all(plan[: len(row) - 1] == row[:-1] and plan[-1] == row[-1] for plan in plans)
+    noise = torch.zeros(1, 3, 64, 64)
+    planned, plain = (bridge.generate("a red ring", latents=noise, num_inference_steps=1, plan=p, output_type="latent")[0]
+                      for p in (True, False))  # fmt: skip
+    assert not torch.allclose(planned, plain)
+
+
 def test_techniques_see_the_prompt_words(bridge: EmbeddedBridge) -> None:
     seen: list[torch.Tensor] = []
 
     class Look(Technique):
-        def attention(self, run, site) -> None:  # noqa: ANN001
+        def attention(self, run, site) -> None:
             seen.append(site.maps())
 
     plain = bridge.generate("a red ring", num_inference_steps=2, output_type="np")
@@ -94,7 +121,7 @@ def test_edits_depend_on_the_picture_and_the_instruction(bridge: EmbeddedBridge)
     Image.new("RGBA", (5, 7), (255, 0, 0, 0)), Image.new("L", (300, 20), 9), Image.new("RGB", (1, 1)),
     Image.new("P", (64, 64)), np.zeros((10, 20, 3), np.uint8), np.ones((8, 8, 3), np.float32), torch.rand(3, 9, 9),
 ])  # fmt: skip
-def test_pictures_of_any_size_and_kind(bridge: EmbeddedBridge, image) -> None:  # noqa: ANN001
+def test_pictures_of_any_size_and_kind(bridge: EmbeddedBridge, image) -> None:
     assert isinstance(bridge.caption(image)[0], str)
     assert bridge.embed(images=image).shape == (1, 128)
 
@@ -133,13 +160,13 @@ def test_unknown_words_are_named(bridge: EmbeddedBridge) -> None:
     (lambda b: b.embed(), "one of the two"),
     (lambda b: b.animate("a ring"), "cannot animate"),
 ])  # fmt: skip
-def test_refusals_are_one_clear_line(bridge: EmbeddedBridge, call, says: str) -> None:  # noqa: ANN001
+def test_refusals_are_one_clear_line(bridge: EmbeddedBridge, call, says: str) -> None:
     with pytest.raises(ShowtellError, match=says) as caught:
         call(bridge)
     assert "\n" not in str(caught.value)
 
 
-def test_saved_bridge_loads_and_damaged_ones_are_refused(bridge: EmbeddedBridge, tmp_path) -> None:  # noqa: ANN001
+def test_saved_bridge_loads_and_damaged_ones_are_refused(bridge: EmbeddedBridge, tmp_path) -> None:
     bridge.save(tmp_path)
     again = load_embedded(tmp_path)
     picture = Image.new("RGB", (64, 64), "green")

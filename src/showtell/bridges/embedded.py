@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from showtell.bridges.base import Bridge, Run, Text, as_list, spread
 from showtell.bridges.diffusion import DiffusionBridge
 from showtell.bridges.layout import TokenLayout
 from showtell.bridges.words import Piece
-from showtell.data.mix import Codec
+from showtell.data.mix import PLAN_LENGTH, Codec
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM
@@ -33,6 +34,7 @@ from showtell.world.language import LANGUAGES
 
 LONGEST = 80  # tokens of a prompt, question or instruction
 TOLD = 48  # tokens of a caption or an answer
+PLAN_TEMPERATURE = 0.7  # below 1: places vary, facts rarely do
 
 
 def signal(images: Any, size: int, device: Any) -> Tensor:
@@ -65,6 +67,20 @@ class Reader:
     def tensors(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids, valid = self.codec.pad(rows)
         return torch.from_numpy(ids).to(self.model.device), torch.from_numpy(valid).to(self.model.device)
+
+    def plan(self, rows: Sequence[list[int]], source: Tensor | None, seeds: Sequence[int]) -> list[list[int]]:
+        """The rows (prompts or instructions, ending in <show>) with a plan drawn from the model before that token."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+        def choose(logits: Tensor) -> Tensor:
+            edges = (logits.float() / PLAN_TEMPERATURE).softmax(dim=-1).cumsum(dim=-1)
+            drawn = torch.stack([torch.rand(1, generator=g) for g in generators]).to(edges) * edges[:, -1:]
+            return (edges < drawn).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+
+        ids, valid = self.tensors([row[:-1] for row in rows])
+        show = self.codec.special["<show>"]
+        plans = self.model.tell(ids, valid, source, show, PLAN_LENGTH, choose)
+        return [[*row[:-1], *plan[:PLAN_LENGTH], show] for row, plan in zip(rows, plans, strict=True)]
 
     def caption(self, images: Any, language: str) -> list[str]:
         if language not in LANGUAGES:
@@ -113,11 +129,14 @@ class _Parts:
 
 
 class EmbeddedAdapter(Adapter):
-    """A FlowLM in the denoising loop: latents are the pixels (n, 3, 64, 64) in [-1, 1], time runs from 1000 to 0."""
+    """A FlowLM in the denoising loop: latents are the pixels (n, 3, 64, 64) in [-1, 1], time runs from 1000 to 0.
+
+    Before the first step the model writes a plan after each prompt: what is where. `plan=False` leaves it out.
+    """
 
     steps = 24
     scale = 3.0
-    options = frozenset({"image", "task"})
+    options = frozenset({"image", "task", "plan"})
     text_options = frozenset({"task"})
     text_encoders = ("model",)
     rescaled_input = False
@@ -143,7 +162,9 @@ class EmbeddedAdapter(Adapter):
     def size(self, height: int | None, width: int | None, **options: Any) -> tuple[int, int]:
         own = self.denoiser.config.image_size
         if (height or own, width or own) != (own, own):
-            raise ShowtellError(f"this model makes {own}x{own} images, not {height}x{width}; leave height and width out")
+            raise ShowtellError(
+                f"this model makes {own}x{own} images, not {height}x{width}; leave height and width out"
+            )
         return own, own
 
     def pieces(self, **options: Any) -> list[Piece]:
@@ -156,13 +177,18 @@ class EmbeddedAdapter(Adapter):
         return Text(self.denoiser.backbone.embed_tokens(ids), mask=valid)
 
     def condition(self, run: Run) -> None:
-        images = run.options.get("image")
-        if images is None:
-            return
-        source = signal(images, self.denoiser.config.image_size, self.device)
-        run.text = Text(run.text.tokens, mask=run.text.mask, extra={"source": source})
+        images, model = run.options.get("image"), self.denoiser
+        source = None if images is None else signal(images, model.config.image_size, self.device)
+        extra = {} if source is None else {"source": source}
+        if run.options.get("plan", True):
+            codec = self.reader.codec
+            layout = codec.edit if run.options.get("task") == "edit" else codec.show
+            rows = self.reader.plan([layout(prompt) for prompt in run.prompts], source, _seeds(run))
+            ids, valid = self.reader.tensors(rows)
+            run.text = replace(run.text, tokens=model.backbone.embed_tokens(ids), mask=valid)
+        run.text = replace(run.text, extra=extra)
         if run.negative is not None:
-            run.negative = Text(run.negative.tokens, mask=run.negative.mask, extra={"source": source})
+            run.negative = replace(run.negative, extra=extra)
 
     def predict(self, run: Run, latents: Tensor, timestep: Tensor, text: Text) -> Tensor:
         sigma = timestep.to(latents) / 1000
@@ -179,6 +205,13 @@ class EmbeddedAdapter(Adapter):
         side = self.denoiser.grid
         calls = [(f"backbone.layers.{i}.self_attn", "joint") for i in range(self.denoiser.config.num_hidden_layers)]
         return TokenLayout(calls, {side * side: (side, side)}, text_first=True)
+
+
+def _seeds(run: Run) -> list[int]:
+    """A seed per sample for its plan, from the seeds of the noise; drawing plans leaves the noise as it is."""
+    given = run.generators if isinstance(run.generators, list) else [run.generators] * len(run.prompts)
+    shared = not isinstance(run.generators, list)
+    return [(0 if g is None else g.initial_seed()) // 2 + i * shared for i, g in enumerate(given)]
 
 
 class EmbeddedBridge(DiffusionBridge):
@@ -225,7 +258,7 @@ class EmbeddedBridge(DiffusionBridge):
         if texts is not None:
             rows = [self.reader.row(text, "text", self.reader.codec.show) for text in as_list(texts)]
             ids, valid = self.reader.tensors(rows)
-            return self.model.embed_texts(self.model(ids, valid)[1], valid.sum(dim=1) - 1)
+            return self.model.embed_texts(self.model(ids, valid)[1], valid.sum(dim=1) - 2)  # at <sep>
         source = signal(images, self.model.config.image_size, self.model.device)
         ids, valid = self.reader.tensors([self.reader.codec.caption("en")] * len(source))
         return self.model.embed_images(self.model(ids, valid, source)[0])
@@ -267,8 +300,9 @@ class TokenBridge(Bridge):
     def _show(self, rows: list[list[int]], empty: list[int], source: Tensor | None, seed: int | list[int],
               guidance: float | None, steps: int | None) -> list[Any]:  # fmt: skip
         guidance, n = 2.0 if guidance is None else guidance, len(rows)
-        ids, valid = self.reader.tensors(rows if guidance == 1.0 else rows + [empty] * n)
         seeds = seed if isinstance(seed, list) else [seed * 1_000_003 + i for i in range(n)]
+        rows = self.reader.plan(rows, source, seeds)
+        ids, valid = self.reader.tensors(rows if guidance == 1.0 else rows + [empty] * n)
         generators = [torch.Generator().manual_seed(s) for s in seeds]
 
         def uniform(shape: tuple[int, ...]) -> Tensor:

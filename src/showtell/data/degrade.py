@@ -1,4 +1,4 @@
-"""Imperfect pictures: noise, blur, coarse pixels and JPEG, with seeds, so that judges can be trained and tested on them."""
+"""Imperfect pictures: noise, blur, coarse pixels and JPEG, seeded; judges are trained and tested on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ KINDS = ("noise", "blur", "coarse", "jpeg")
 
 
 def degrade(
-    images: np.ndarray, rng: np.random.Generator, share: float = 1.0, kinds: tuple[str, ...] = KINDS, strength: float = 1.0
+    images: np.ndarray,
+    rng: np.random.Generator,
+    share: float = 1.0,
+    kinds: tuple[str, ...] = KINDS,
+    strength: float = 1.0,
 ) -> np.ndarray:
     """uint8 (n, h, w, 3) -> the same, a `share` of the rows spoilt in one way each. strength in (0, 1] scales it:
     noise up to 12 % of the range, blur up to a 1.2 pixel sigma, JPEG down to quality 25, coarse to half resolution."""

@@ -1,6 +1,6 @@
 """The training mixture of a model that maps both ways: scenes, emoji or a user's folder, as batches of arrays.
 
-A batch has up to three parts. show: text to image. tell: image to text (captions in three languages, answers), row i
+A batch has up to three parts. show: text to image, by way of a plan (what is where, in words and place tokens). tell: image to text (captions in three languages, answers), row i
 seeing the same thing as row i of show. edit: image and instruction to image. Every part is padded to its longest row.
 """
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from showtell.data.emoji import EmojiSet
     from showtell.data.folder import Pair
 
-SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES))
-SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH = 40, 48, 32  # tokens that training sees at most
+PLACES = 64  # place tokens per axis
+SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES), *(f"<{i}>" for i in range(PLACES)))
+SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH, PLAN_LENGTH = 40, 48, 24, 48  # tokens that training sees at most
 _LANGUAGE_WEIGHTS = (80, 10, 10)
 _SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (65, 10, 5, 20))
 _FACES = (  # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
@@ -41,20 +42,41 @@ class Codec:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
         names = ("<pad>", "<bos>", "<eos>", "<sep>", *SPECIAL)
+        self._known: dict[str, list[int]] = {}
         self.special = {name: int(tokenizer.convert_tokens_to_ids(name)) for name in names}  # type: ignore[arg-type]
 
     def words(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        if text not in self._known:
+            if len(self._known) > 50_000:
+                self._known.clear()
+            self._known[text] = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        return list(self._known[text])
 
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def show(self, text: str | None) -> list[int]:
-        """A prompt; None is the empty one that guidance steers away from."""
-        return [self.special["<bos>"], *(self.words(text) if text else ()), self.special["<show>"]]
+    def show(self, text: str | None, plan: Sequence[int] = ()) -> list[int]:
+        """A prompt and its plan; None is the empty prompt that guidance steers away from."""
+        head = [self.special["<bos>"], *(self.words(text) if text else ())]
+        return [*head, self.special["<sep>"], *plan, self.special["<show>"]]
 
-    def edit(self, text: str | None) -> list[int]:
-        return [self.special["<edit>"], *(self.words(text) if text else ()), self.special["<show>"]]
+    def edit(self, text: str | None, plan: Sequence[int] = ()) -> list[int]:
+        """An instruction and the plan of the picture that it leads to."""
+        return [self.special["<edit>"], *self.show(text, plan)[1:]]
+
+    def plan(self, scene: Scene) -> list[int]:
+        """What is where: the scene's own facts, then each object from far to near, with its place as two tokens.
+        Default values stay unsaid."""
+        plain = ("white", "flat", "even", "")
+        facts = (scene.background, scene.style, scene.light, scene.word)
+        row = self.words(" ".join(value for value, usual in zip(facts, plain, strict=True) if value != usual))
+        for thing in sorted(scene.objects, key=lambda o: -o.depth):
+            turn = {0: "", 90: "right", 180: "down", 270: "left"}[thing.rotation]
+            said = (thing.size, thing.texture, thing.state, turn)
+            usual = ("medium", "solid", "whole", "")
+            row += self.words(" ".join([thing.colour, thing.shape, *(a for a, b in zip(said, usual, strict=True) if a != b)]))
+            row += [self.special[f"<{min(int(v * PLACES), PLACES - 1)}>"] for v in (thing.x, thing.y)]
+        return row
 
     def ask(self, question: str) -> list[int]:
         return [self.special["<ask>"], *self.words(question), self.special["<sep>"]]
@@ -100,7 +122,8 @@ class Mixture:
     """Callable (rng, batch size) -> batch, for `train.trainer.Stream`. Parts of the mixture: "scenes", "emoji", pairs.
 
     drop: share of prompts replaced by the empty one (for classifier-free guidance). noisy: share of told images with
-    noise on them, so that the model reads its own and others' imperfect pictures.
+    noise on them, so that the model reads its own and others' imperfect pictures. unplanned: share of prompts whose
+    plan is left out.
     """
 
     def __init__(
@@ -114,10 +137,11 @@ class Mixture:
         edit_share: float = 0.2,
         drop: float = 0.1,
         noisy: float = 0.3,
+        unplanned: float = 0.1,
         split: str = "train",
     ) -> None:
         self.codec, self.emoji, self.pairs, self.split = codec, emoji, list(pairs), split
-        self.drop, self.noisy = drop, noisy
+        self.drop, self.noisy, self.unplanned = drop, noisy, unplanned
         self.edit_share = edit_share if scenes else 0.0
         self.shares = {"scenes": float(scenes), "emoji": float(emoji is not None), "pairs": float(bool(pairs))}
         if scenes and emoji is not None:
@@ -146,6 +170,7 @@ class Mixture:
         }
         rows = [empty if drop else row for row, drop in zip(show, dropped, strict=True)]
         batch["show_ids"], batch["show_valid"] = self.codec.pad(rows)
+        batch["show_start"] = np.array([row.index(self.codec.special["<sep>"]) for row in rows])
         batch["tell_ids"], batch["tell_valid"] = self.codec.pad(tell)
         if self.edit_share:
             batch |= self._edits(rng, pick, round(size * self.edit_share))
@@ -171,10 +196,11 @@ class Mixture:
         style = pick.choices(*_SHOW_STYLES)[0]
         style = pick.choice([name for name in STYLES if name.startswith(style)])
         for wording in (style, "plain", "terse"):
-            row = self.codec.show(scene.caption(language, wording))
-            if len(row) <= SHOW_LENGTH:
-                return row
-        return row[: SHOW_LENGTH - 1] + row[-1:]
+            text = scene.caption(language, wording)
+            if len(self.codec.words(text)) <= SHOW_LENGTH:
+                break
+        planned = pick.random() > self.unplanned
+        return self.codec.show(text, self.codec.plan(scene)[:PLAN_LENGTH] if planned else ())
 
     def _told(self, pick: random.Random, scene: Scene) -> tuple[list[int], int]:
         language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
@@ -208,7 +234,7 @@ class Mixture:
         for row in rows:
             names = self.emoji.items[row].names
             language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
-            show.append(self.codec.show(names.get(language, names["en"]))[:SHOW_LENGTH])
+            show.append(self.codec.show(names.get(language, names["en"])))
             language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
             name = names.get(language)
             start = self.codec.caption(language if name else "en")
@@ -221,8 +247,9 @@ class Mixture:
         images = np.stack([image for image, _ in chosen])
         show, tell = [], []
         for _, captions in chosen:
-            words = self.codec.words(pick.choice(captions))[: SHOW_LENGTH - 2]
-            show.append([self.codec.special["<bos>"], *words, self.codec.special["<show>"]])
+            text = pick.choice(captions)
+            words = self.codec.words(text)[:SHOW_LENGTH]
+            show.append([*self.codec.show(None)[:1], *words, *self.codec.show(None)[1:]])
             tell.append([*self.codec.caption("en"), *words, self.codec.special["<eos>"]])
         return show, tell, [1] * count, images, self._spoil(rng, images)
 
@@ -234,8 +261,11 @@ class Mixture:
         rows = []
         for edit, drop in zip(made, dropped, strict=True):
             text = edit.text(pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0])
-            row = self.codec.edit(None if drop else text)
-            rows.append(row if len(row) <= EDIT_LENGTH else [*row[: EDIT_LENGTH - 1], row[-1]])
+            if len(self.codec.words(text)) > EDIT_LENGTH:
+                text = edit.text("en")
+            rows.append(self.codec.edit(None) if drop else self.codec.edit(text, self.codec.plan(edit.after)[:PLAN_LENGTH]))
         images = draw([edit.before for edit in made] + [edit.after for edit in made])
         ids, valid = self.codec.pad(rows)
-        return {"edit_ids": ids, "edit_valid": valid, "edit_source": images[:count], "edit_target": images[count:]}
+        start = np.array([row.index(self.codec.special["<sep>"]) for row in rows])
+        batch = {"edit_ids": ids, "edit_valid": valid, "edit_start": start}
+        return batch | {"edit_source": images[:count], "edit_target": images[count:]}

@@ -119,6 +119,8 @@ def _emoji(bridge: Any, n: int, seed: int, eye: Any, sampling: dict[str, Any]) -
         "emoji shown, top 1": float((order[:, 0] == seen).mean()),
         "emoji shown, top 5": float((order[:, :5] == seen[:, None]).any(axis=1).mean()),
     } | {
-        f"emoji told, {name}": float(np.mean([t == emoji.items[i].names["en"] for t, i in zip(texts, which, strict=True)]))
+        f"emoji told, {name}": float(
+            np.mean([t == emoji.items[i].names["en"] for t, i in zip(texts, which, strict=True)])
+        )
         for name, (which, texts) in told.items()
     }

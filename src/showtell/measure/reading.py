@@ -1,4 +1,4 @@
-"""From a parser network's probabilities to a scene, and the improvement of that scene by drawing it (analysis by synthesis)."""
+"""From a parser network's probabilities to a scene, and its improvement by drawing it (analysis by synthesis)."""
 
 from __future__ import annotations
 

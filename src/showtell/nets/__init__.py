@@ -1,1 +1,1 @@
-"""Networks that diffusers and transformers lack, as subclasses of their own base classes, so they save and load alike."""
+"""Networks that diffusers and transformers lack, as subclasses of their base classes: they save and load alike."""

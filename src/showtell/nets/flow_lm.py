@@ -8,6 +8,7 @@ Back to Basics, arXiv 2511.13720 (eq. 1-3); rectified flow: arXiv 2209.03003.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from showtell.nets.segments import for_attention, segment_mask, segment_positions, tell
+from showtell.nets.scene_parser import conv_trunk
+from showtell.nets.segments import for_attention, greedy, segment_mask, segment_positions, tell
 
 
 class FlowLMConfig(PretrainedConfig):
-    """Sizes of a FlowLM. image_size and patch_size in pixels; text_length in tokens (longer text is refused)."""
+    """Sizes of a FlowLM. image_size in pixels, patch_size in pixels (8: the eye has that stride);
+    text_length in tokens; eye_width, eye_depth: of the convolutions that read source images."""
 
     model_type = "showtell_flow_lm"
 
@@ -35,12 +38,14 @@ class FlowLMConfig(PretrainedConfig):
         patch_size: int = 8,
         text_length: int = 96,
         embedding_size: int = 128,
+        eye_width: int = 80,
+        eye_depth: int = 2,
         **kwargs: Any,
     ) -> None:
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.image_size, self.patch_size, self.text_length = image_size, patch_size, text_length
-        self.embedding_size = embedding_size
+        self.embedding_size, self.eye_width, self.eye_depth = embedding_size, eye_width, eye_depth
         super().__init__(**kwargs)
 
 
@@ -70,6 +75,8 @@ class FlowLM(PreTrainedModel):
                 attn_implementation="sdpa",
             )
         )
+        self.eye = conv_trunk(config.eye_width, config.eye_depth)
+        self.eye_in = nn.Linear(4 * config.eye_width, width)
         self.patch_in = nn.Linear(patch, width)
         self.place = nn.Parameter(0.02 * torch.randn(2, self.grid**2, width))  # source and target positions
         self.clock = Timesteps(128, flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -79,6 +86,9 @@ class FlowLM(PreTrainedModel):
         self.text_embedding = nn.Linear(width, config.embedding_size, bias=False)
         self.temperature = nn.Parameter(torch.tensor(2.0))  # log of the contrastive scale
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The backbone initialises itself; the rest keeps PyTorch's own initialisation."""
 
     # --- pieces ----------------------------------------------------------------------------------------------------
 
@@ -93,7 +103,8 @@ class FlowLM(PreTrainedModel):
         return nn.functional.fold(tokens.transpose(1, 2), (size, size), p, stride=p)
 
     def embed_source(self, images: Tensor) -> Tensor:
-        return self.patch_in(self.patches(images)) + self.place[0]
+        seen = nn.functional.unfold(self.eye(images), 2, stride=2).transpose(1, 2)
+        return self.eye_in(seen) + self.patch_in(self.patches(images)) + self.place[0]
 
     def embed_target(self, noisy: Tensor, time: Tensor) -> Tensor:
         """noisy (n, 3, h, w), time (n,) in [0, 1] with 1 clean."""
@@ -173,7 +184,15 @@ class FlowLM(PreTrainedModel):
         return cache, hidden[:, -ids.shape[1] :]
 
     @torch.no_grad()
-    def tell(self, ids: Tensor, valid: Tensor, source: Tensor, stop: int, length: int) -> list[list[int]]:
-        """Greedy continuation of each row until `stop` or `length` new tokens, given a source image per row."""
+    def tell(
+        self,
+        ids: Tensor,
+        valid: Tensor,
+        source: Tensor | None,
+        stop: int,
+        length: int,
+        choose: Callable[[Tensor], Tensor] = greedy,
+    ) -> list[list[int]]:
+        """Continuation of each row (greedy, or as `choose` picks from logits) until `stop` or `length` new tokens."""
         cache, hidden = self.prefix(ids, valid, source)
-        return tell(self, cache, hidden, valid, self.grid**2, stop, length)
+        return tell(self, cache, hidden, valid, self.grid**2, stop, length, choose)

@@ -1,4 +1,4 @@
-"""Image tokenizer with finite scalar quantisation: the encoder and decoder of diffusers, a codebook that cannot collapse.
+"""Image tokenizer with finite scalar quantisation: diffusers' encoder and decoder, a codebook that cannot collapse.
 
 Source: Finite Scalar Quantization, arXiv 2309.15505 (section 3, eq. for odd and even levels).
 """

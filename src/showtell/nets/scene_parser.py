@@ -29,7 +29,13 @@ class SceneParserConfig(PretrainedConfig):
     model_type = "showtell_scene_parser"
 
     def __init__(
-        self, trunk: str = "conv", width: int = 80, depth: int = 2, letters: int = 8, image_size: int = 64, **kwargs: Any
+        self,
+        trunk: str = "conv",
+        width: int = 80,
+        depth: int = 2,
+        letters: int = 8,
+        image_size: int = 64,
+        **kwargs: Any,
     ) -> None:
         self.trunk, self.width, self.depth, self.letters, self.image_size = trunk, width, depth, letters, image_size
         super().__init__(**kwargs)

@@ -1,7 +1,8 @@
-"""What models over [source image] [words] [target image] share: who sees whom, where each segment sits, greedy telling."""
+"""What models over [source image] [words] [target image] share: who sees whom, positions, greedy telling."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,19 +40,33 @@ def for_attention(backbone: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(allowed, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
+def greedy(logits: Tensor) -> Tensor:
+    """The likeliest token of each row."""
+    return logits.argmax(dim=-1)
+
+
 @torch.no_grad()
 def tell(
-    model: Any, cache: DynamicCache, hidden: Tensor, valid: Tensor, image: int, stop: int, length: int
+    model: Any,
+    cache: DynamicCache,
+    hidden: Tensor,
+    valid: Tensor,
+    image: int,
+    stop: int,
+    length: int,
+    choose: Callable[[Tensor], Tensor],
 ) -> list[list[int]]:
-    """Greedy continuation of each row until `stop` or `length` new tokens, after a prefix of source image and words.
+    """Continuation of each row until `stop` or `length` new tokens, after a prefix of source image (if any) and words.
 
-    hidden (n, text, d): states of the words; valid (n, text): False at padding. The model has `logits`, `backbone` and
+    hidden (n, text, d): states of the words; valid (n, text): False at padding. image: tokens of a source image,
+    whether there is one or not. choose: logits (n, vocabulary) -> tokens (n,). The model has `logits`, `backbone` and
     a `text_length` that the words and their continuation keep within.
     """
     n, start = len(valid), valid.sum(dim=1)
-    token = model.logits(hidden[torch.arange(n, device=valid.device), start - 1]).argmax(dim=-1)
+    token = choose(model.logits(hidden[torch.arange(n, device=valid.device), start - 1]))
     told, done = [token], token == stop
-    keys = torch.cat([valid.new_ones(n, image), valid], dim=1)
+    seen = cache.get_seq_length() - valid.shape[1]
+    keys = torch.cat([valid.new_ones(n, seen), valid], dim=1)
     for step in range(min(length, model.config.text_length - int(start.max())) - 1):
         if bool(done.all()):
             break
@@ -63,7 +78,7 @@ def tell(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        token = model.logits(last[:, -1]).argmax(dim=-1)
+        token = choose(model.logits(last[:, -1]))
         told.append(token)
         done |= token == stop
     sequences = torch.stack(told, dim=1).tolist()

@@ -1,4 +1,4 @@
-"""One transformer over words and image tokens: next-token prediction (Chameleon-style) or masked prediction (Show-o-style).
+"""One transformer over words and image tokens: next-token (Chameleon-style) or masked prediction (Show-o-style).
 
 Both directions are sequences of the same vocabulary: `text_vocab` words, then the codes of an `FSQModel`, then a mask
 token. Autoregressive: arXiv 2405.09818 with an image in raster order. Masked: MaskGIT decoding of images (arXiv
@@ -8,6 +8,7 @@ token. Autoregressive: arXiv 2405.09818 with an image in raster order. Masked: M
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedMo
 from transformers.cache_utils import DynamicCache
 
 from showtell.nets.fsq import FSQModel
-from showtell.nets.segments import for_attention, segment_mask, segment_positions, tell
+from showtell.nets.segments import for_attention, greedy, segment_mask, segment_positions, tell
 
 
 class TokenLMConfig(PretrainedConfig):
@@ -216,7 +217,15 @@ class TokenLM(PreTrainedModel):
         return codes
 
     @torch.no_grad()
-    def tell(self, ids: Tensor, valid: Tensor, source: Tensor, stop: int, length: int) -> list[list[int]]:
-        """Greedy continuation of each row until `stop` or `length` new tokens, given source codes per row."""
+    def tell(
+        self,
+        ids: Tensor,
+        valid: Tensor,
+        source: Tensor | None,
+        stop: int,
+        length: int,
+        choose: Callable[[Tensor], Tensor] = greedy,
+    ) -> list[list[int]]:
+        """Continuation of each row (greedy, or as `choose` picks from logits) until `stop` or `length` new tokens."""
         cache, hidden = self.prefix(ids, valid, source)
-        return tell(self, cache, hidden, valid, self.config.image_tokens, stop, length)
+        return tell(self, cache, hidden, valid, self.config.image_tokens, stop, length, choose)

@@ -57,28 +57,30 @@ def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor
 
 
 def flow_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None, mean: float = -0.6) -> Loss:
-    """Words by cross entropy, images by rectified flow, one embedding space by contrast. See `data.mix` for the batch."""
+    """Words by cross entropy, images by rectified flow, embeddings by contrast. See `data.mix` for the batch."""
     clean = to_signal(batch["show_image"])
     noisy, time = _noisy(clean, generator, mean)
     _, hidden, shown = model(batch["show_ids"], batch["show_valid"], None, noisy, time)
     assert shown is not None
     parts = {"flow": velocity_loss(shown, clean, time)}
+    parts["plan"] = word_loss(model.logits(hidden), batch["show_ids"], batch["show_valid"], batch["show_start"] + 1)
     seen, words, _ = model(batch["tell_ids"], batch["tell_valid"], to_signal(batch["tell_image"]))
     assert seen is not None
     parts["words"] = word_loss(model.logits(words), batch["tell_ids"], batch["tell_valid"], batch["tell_start"])
     told = batch["show_told"]  # rows whose text was not dropped
-    last = batch["show_valid"].sum(dim=1) - 1
-    texts = model.embed_texts(hidden, last)[told]
+    texts = model.embed_texts(hidden, batch["show_start"])[told]
     parts["contrast"] = contrastive_loss(model.embed_images(seen)[told], texts, model.temperature)
-    loss = parts["flow"] + parts["words"] + 0.05 * parts["contrast"]
+    loss = parts["flow"] + parts["words"] + 0.5 * parts["plan"] + 0.05 * parts["contrast"]
     if "edit_ids" in batch:
         after = to_signal(batch["edit_target"])
         noisy, time = _noisy(after, generator, mean)
         before = to_signal(batch["edit_source"])
-        _, _, shown = model(batch["edit_ids"], batch["edit_valid"], before, noisy, time)
+        _, hidden, shown = model(batch["edit_ids"], batch["edit_valid"], before, noisy, time)
         assert shown is not None
         parts["edit"] = velocity_loss(shown, after, time)
-        loss = loss + len(after) / len(clean) * parts["edit"]
+        wanted = batch["edit_ids"], batch["edit_valid"], batch["edit_start"] + 1
+        parts["edit plan"] = word_loss(model.logits(hidden), *wanted)
+        loss = loss + len(after) / len(clean) * (parts["edit"] + parts["edit plan"])
     return loss, {name: value.detach() for name, value in parts.items()}
 
 
@@ -86,31 +88,34 @@ def token_objective(model: TokenLM, batch: Batch, generator: torch.Generator | N
     """Words by cross entropy, image tokens by next-token or masked prediction, as the model's config says."""
     count, blank = model.config.image_tokens, model.config.codes
 
-    def image_loss(ids: Tensor, valid: Tensor, source: Tensor | None, codes: Tensor) -> Tensor:
+    def image_loss(kind: str, source: Tensor | None, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss of the image, loss of the plan)."""
+        ids, valid, start = (batch[f"{kind}_{name}"] for name in ("ids", "valid", "start"))
         if not model.config.masked:
-            _, logits = model(ids, valid, source, codes)
+            words, logits = model(ids, valid, source, codes)
             assert logits is not None
-            return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+            image = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+            return image, word_loss(words, ids, valid, start + 1)
         moment = torch.rand(len(codes), 1, generator=generator, device=codes.device)
         hidden = torch.cos(math.pi / 2 * moment)  # share of masked tokens (arXiv 2202.04200, section 3.3)
         order = torch.rand(codes.shape, generator=generator, device=codes.device).argsort(dim=1)
         masked = order < (hidden * count).ceil().clamp(min=1)
-        _, logits = model(ids, valid, source, torch.where(masked, blank, codes))
+        words, logits = model(ids, valid, source, torch.where(masked, blank, codes))
         assert logits is not None
         each = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none").view_as(codes)
-        return (each * masked).sum() / masked.sum()
+        return (each * masked).sum() / masked.sum(), word_loss(words, ids, valid, start + 1)
 
     with torch.no_grad():
         shown, seen = (model.tokenizer.encode(to_signal(batch[k])) for k in ("show_image", "tell_image"))
-    parts = {"image": image_loss(batch["show_ids"], batch["show_valid"], None, shown)}
+    parts = dict(zip(("image", "plan"), image_loss("show", None, shown), strict=True))
     words, _ = model(batch["tell_ids"], batch["tell_valid"], seen)
     parts["words"] = word_loss(words, batch["tell_ids"], batch["tell_valid"], batch["tell_start"])
-    loss = parts["image"] + parts["words"]
+    loss = parts["image"] + parts["words"] + 0.5 * parts["plan"]
     if "edit_ids" in batch:
         with torch.no_grad():
             before, after = (model.tokenizer.encode(to_signal(batch[k])) for k in ("edit_source", "edit_target"))
-        parts["edit"] = image_loss(batch["edit_ids"], batch["edit_valid"], before, after)
-        loss = loss + len(after) / len(shown) * parts["edit"]
+        parts |= zip(("edit", "edit plan"), image_loss("edit", before, after), strict=True)
+        loss = loss + len(after) / len(shown) * (parts["edit"] + parts["edit plan"])
     return loss, {name: value.detach() for name, value in parts.items()}
 
 

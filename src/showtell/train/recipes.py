@@ -118,7 +118,15 @@ def _emoji(source: str) -> Callable[[np.random.Generator, int], Batch]:
 def _flow() -> Any:
     from showtell.nets.flow_lm import FlowLM, FlowLMConfig
 
-    return _plain(FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer))))
+    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer)))
+    try:  # the eye has learned to see objects already, if a judge is there
+        from showtell.nets.scene_parser import SceneParser
+        from showtell.weights import folder
+
+        model.eye.load_state_dict(SceneParser.from_pretrained(folder("judge")).trunk.state_dict())
+    except ShowtellError:
+        pass
+    return _plain(model)
 
 
 def _tokens(masked: bool) -> Any:

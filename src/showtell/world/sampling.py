@@ -21,7 +21,6 @@ from showtell.world.scene import (
     LIGHTS,
     MAX_OBJECTS,
     MOTIONS,
-    RADIUS,
     RELATIONS,
     ROTATIONS,
     SHAPES,
@@ -146,7 +145,9 @@ def _listed(name: str, value: Any) -> tuple[Any, ...]:
         return tuple(MOTIONS)
     values = _known(name, _tuple(value), _VALUES[name])
     if not values:
-        raise SceneError(f"constraint {name} allows nothing; give at least one of: {', '.join(map(str, _VALUES[name]))}")
+        raise SceneError(
+            f"constraint {name} allows nothing; give at least one of: {', '.join(map(str, _VALUES[name]))}"
+        )
     return values
 
 
@@ -229,7 +230,9 @@ class _Plan:
     def _thing(
         self, rng: random.Random, background: str, common: dict[str, Any], size: str | None, hollow: bool
     ) -> SceneObject | None:
-        got = {name: common.get(name) or self._pick(rng, name) for name in ("shape", "colour", "size", "texture", "state")}
+        got = {
+            name: common.get(name) or self._pick(rng, name) for name in ("shape", "colour", "size", "texture", "state")
+        }
         if hollow and got["shape"] not in HOLLOW:
             got["shape"] = rng.choice(tuple(HOLLOW))
         if hollow:
@@ -240,6 +243,8 @@ class _Plan:
                 values = self.allowed.get(name, _VALUES[name])
                 got[name] = values[_VALUES[by].index(got[by]) % len(values)]
         if any(name in self.allowed and got[name] not in self.allowed[name] for name in got):
+            return None
+        if any(got[name] != value for name, value in common.items() if name in got):
             return None
         if got["colour"] == _CLASH.get(background):
             return None
@@ -283,7 +288,9 @@ def _place(rng: random.Random, things: list[SceneObject], kind: str, floor: floa
         start = _first_two(rng, things, kind, floor, spots, depths) if kind not in ("free", *RELATIONS[:4]) else 0
         if start is not None and all(_scatter(rng, o.radius, floor, spots) for o in things[start:]):
             placed = [
-                SceneObject(o.shape, o.colour, o.size, o.texture, o.state, o.rotation, round(x, 4), round(y, 4), d, o.motion)
+                SceneObject(
+                    o.shape, o.colour, o.size, o.texture, o.state, o.rotation, round(x, 4), round(y, 4), d, o.motion
+                )
                 for o, (x, y, _), d in zip(things, spots, depths, strict=True)
             ]
             return placed
@@ -324,7 +331,9 @@ def _first_two(
         return None
     x, y, _ = spots[0]
     angle = rng.uniform(0, 2 * math.pi)
-    reach = rng.uniform(0, 0.02) if kind == "inside" else max(rng.uniform(0.45, 0.65) * (one + two), 0.75 * max(one, two))
+    reach = (
+        rng.uniform(0, 0.02) if kind == "inside" else max(rng.uniform(0.45, 0.65) * (one + two), 0.75 * max(one, two))
+    )
     spot = (x + reach * math.cos(angle), y + reach * math.sin(angle))
     if not _fits(*spot, one, floor, []):
         return None
