@@ -20,6 +20,7 @@ class Family:
 
 
 DENOISER = frozenset({"generate", "invert", "attend"})
+EDITOR = frozenset({"edit", "invert", "attend"})
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -28,9 +29,7 @@ FAMILIES: tuple[Family, ...] = (
         "embedded:load_embedded",
         frozenset({"generate", "caption", "answer", "edit", "embed", "attend"}),
     ),
-    Family(
-        "Stable Diffusion 1.x/2.x", ("StableDiffusionPipeline",), "stable_diffusion:StableDiffusion", DENOISER
-    ),
+    Family("Stable Diffusion 1.x/2.x", ("StableDiffusionPipeline",), "stable_diffusion:StableDiffusion", DENOISER),
     Family("Stable Diffusion XL", ("StableDiffusionXLPipeline",), "sdxl:StableDiffusionXL", DENOISER),
     Family("Stable Diffusion 3/3.5", ("StableDiffusion3Pipeline",), "sd3:StableDiffusion3", DENOISER),
     Family("FLUX.1", ("FluxPipeline",), "flux:Flux", DENOISER),
@@ -38,6 +37,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("Sana", ("SanaPipeline",), "sana:Sana", DENOISER),
     Family("Lumina-Image 2.0", ("Lumina2Pipeline",), "lumina2:Lumina2", DENOISER),
     Family("HunyuanDiT", ("HunyuanDiTPipeline",), "hunyuan_dit:HunyuanDiT", DENOISER),
+    Family("Qwen-Image", ("QwenImagePipeline",), "qwen_image:QwenImage", DENOISER),
+    Family("CogView4", ("CogView4Pipeline",), "cogview4:CogView4", DENOISER),
+    Family("FLUX.1 Kontext", ("FluxKontextPipeline",), "flux:FluxKontext", DENOISER | {"edit"}),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
     Family(
         "LLaVA, Qwen2-VL, BLIP-2",
@@ -45,6 +47,22 @@ FAMILIES: tuple[Family, ...] = (
         "vlm:load",
         frozenset({"caption", "answer"}),
     ),
+    Family(
+        "InstructPix2Pix",
+        ("StableDiffusionInstructPix2PixPipeline",),
+        "instruct_pix2pix:InstructPix2Pix",
+        EDITOR,
+    ),
+    Family(
+        "InstructPix2Pix XL",
+        ("StableDiffusionXLInstructPix2PixPipeline",),
+        "instruct_pix2pix:InstructPix2PixXL",
+        EDITOR,
+    ),
+    Family("Stable Diffusion inpainting", ("StableDiffusionInpaintPipeline",), "inpaint:Inpaint", EDITOR),
+    Family("SDXL inpainting", ("StableDiffusionXLInpaintPipeline",), "inpaint:InpaintXL", EDITOR),
+    Family("ControlNet", ("StableDiffusionControlNetPipeline",), "controlnet:ControlNet", DENOISER),
+    Family("ControlNet XL", ("StableDiffusionXLControlNetPipeline",), "controlnet:ControlNetXL", DENOISER),
 )
 
 
