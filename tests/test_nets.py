@@ -8,7 +8,7 @@ import torch
 from showtell.data.targets import targets
 from showtell.nets.flow_lm import FlowLM, FlowLMConfig
 from showtell.nets.fsq import FSQModel
-from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig
+from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig, discriminant
 from showtell.nets.scene_parser import SceneParser, SceneParserConfig, parser_loss
 from showtell.nets.segments import segment_mask, segment_positions
 from showtell.nets.token_lm import TokenLM, TokenLMConfig
@@ -186,7 +186,7 @@ def test_parser_loss_is_small_only_for_the_right_scene() -> None:
 
 @pytest.mark.parametrize("make", [lambda: FlowLM(FlowLMConfig(vocab_size=50, **SMALL)), tokens,
                                   lambda: SceneParser(SceneParserConfig(width=32, depth=1)),
-                                  lambda: ImageEncoder(ImageEncoderConfig(width=16, classes=5))])  # fmt: skip
+                                  lambda: ImageEncoder(ImageEncoderConfig(side=4, embedding_size=8))])  # fmt: skip
 def test_saved_models_load_again(make, tmp_path) -> None:
     model = make().eval()
     model.save_pretrained(tmp_path)
@@ -194,3 +194,13 @@ def test_saved_models_load_again(make, tmp_path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert not list(tmp_path.glob("*.bin"))
+
+
+def test_discriminant_by_hand() -> None:
+    """Classes differ along x and a little along y, noise is large along x: y separates better, and comes first."""
+    import numpy as np
+
+    means = np.array([[3.0, 1.0], [-3.0, -1.0], [3.0, -1.0], [-3.0, 1.0]])
+    vectors = discriminant(means, np.diag([100.0, 0.01]), size=2, ridge=0.0)
+    assert abs(vectors[1, 0]) > 100 * abs(vectors[0, 0])
+    assert np.allclose(vectors.T @ np.diag([100.0, 0.01]) @ vectors, np.eye(2))

@@ -103,7 +103,7 @@ def test_bad_json_is_a_scene_error(text: str) -> None:
 
 @pytest.mark.parametrize("make", [
     lambda: thing(0.5, 0.5, "blob"), lambda: thing(1.5, 0.5), lambda: thing(0.5, 0.5, rotation=90),
-    lambda: thing(0.5, 0.5, depth=-1), lambda: Scene(()), lambda: Scene((RING,) * 6), lambda: Scene((RING,), word="hi!"),
+    lambda: thing(0.5, 0.5, depth=-1), lambda: Scene(()), lambda: Scene((RING,) * 6), lambda: Scene((RING,), word="h!"),
     lambda: Scene((RING,), background="moon"), lambda: Motion("dance"), lambda: Motion("translate", "sideways"),
 ])  # fmt: skip
 def test_impossible_scenes_are_refused(make) -> None:

@@ -238,17 +238,51 @@ def train(
     ] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Folder of weights to start from instead of random ones.")
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Train one of the library's own models by its recipe."""
     from showtell.train import recipes
 
     _folder_out(out)
-    result = recipes.run(name, data=data, out=out, resume=resume, steps=steps, batch=batch, seed=seed)
-    if getattr(result, "interrupted", False):
+    try:
+        recipes.run(name, data=data, out=out, resume=resume, steps=steps, batch=batch, init=init, seed=seed)
+    except KeyboardInterrupt:
         print("stopped early; --resume goes on from there", file=sys.stderr)
-        raise typer.Exit(130)
+        raise typer.Exit(130) from None
     _print(f"{out}: trained {name}")
+
+
+@app.command()
+def measure(
+    what: Annotated[str, typer.Argument(metavar="bridge|judge", help="What to measure.")] = "bridge",
+    number: Annotated[int, typer.Option("-n", min=2, help="Cases of each kind.")] = 200,
+    seed: Seed = 0,
+    split: Annotated[str, typer.Option(help="train, validation, test or unseen.")] = "test",
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Figures of a bridge that maps both ways, or of the judges, on prompts and pictures outside training."""
+    if what not in ("bridge", "judge"):
+        raise ShowtellError(f"cannot measure {what!r}; use bridge or judge")
+    if what == "judge":
+        from showtell.measure.judging import judge_figures
+
+        figures: dict[str, Any] = judge_figures(number, seed, split)
+        columns = list(next(iter(figures.values())))
+        rows = [(name, *(f"{row[c]:.3f}" for c in columns)) for name, row in figures.items()]
+        heads = ["pictures", *columns]
+    else:
+        import showtell
+        from showtell.measure.both_ways import TARGETS, load_eye
+        from showtell.measure.both_ways import measure as measured
+
+        figures = measured(showtell.load(model), number, seed, eye=load_eye(), split=split)
+        rows = [(name, f"{value:.3f}", f"{TARGETS[name]:.2f}") for name, value in figures.items()]
+        heads = ["figure", "measured", "target"]
+    _print({"n": number, "seed": seed, "split": split, "figures": figures}) if as_json else _table(heads, rows)
 
 
 @app.command()

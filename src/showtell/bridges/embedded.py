@@ -330,10 +330,12 @@ def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> Em
     path = Path(path)
     try:
         kind = json.loads((path / "config.json").read_text())["model_type"]
-        family: Any = {"showtell_flow_lm": FlowLM, "showtell_token_lm": TokenLM}[kind]
+        families: dict[str, Any] = {"showtell_flow_lm": FlowLM, "showtell_token_lm": TokenLM}
         known = json.loads((path / "words.json").read_text())
         codec = Codec(PreTrainedTokenizerFast.from_pretrained(path))
-        model = family.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
+        model = (
+            families[kind].from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
+        )
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ShowtellError(f"cannot load the model in {path}: {str(error).splitlines()[0]}") from None
     except Exception as error:  # safetensors raises an exception type of its own for damaged files

@@ -78,9 +78,7 @@ _GENDERED = {  # names that say the gender in another way: gender and base
     "prince": ("man", "with crown"),
     "princess": ("woman", "with crown"),
 }
-_COLOURS = re.compile(
-    r"\b(light blue|red|orange|yellow|green|blue|purple|brown|black|white|grey|pink) (?=\w)"
-)
+_COLOURS = re.compile(r"\b(light blue|red|orange|yellow|green|blue|purple|brown|black|white|grey|pink) (?=\w)")
 _HELD_OUT = 0.1  # of the combinations
 _TRAIN_TIMES = 3  # how often each modifier, base, and pair of base and gender occurs in train, at least
 _TRAIN_WORDS = 2  # and each word (in Chinese: character) of a held-out emoji's name
@@ -206,9 +204,7 @@ def augment(
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise ShowtellError(f"images must be uint8 (n, h, w, 3), not {images.dtype} {images.shape}")
     if shift < 0 or noise < 0 or not 0 <= scale < 1:
-        raise ShowtellError(
-            f"shift {shift}, noise {noise} must be at least 0 and scale {scale} from 0 to below 1"
-        )
+        raise ShowtellError(f"shift {shift}, noise {noise} must be at least 0 and scale {scale} from 0 to below 1")
     n, height, width, _ = images.shape
     zoom = rng.uniform(1 - scale, 1 + scale, (n, 1))
     down, right = rng.integers(-shift, shift + 1, (2, n, 1))
@@ -412,9 +408,7 @@ def _open(path: Path) -> ImageFont.FreeTypeFont:
     try:
         return ImageFont.truetype(str(path), _STRIKE, layout_engine=ImageFont.Layout.RAQM)
     except OSError as error:
-        raise ShowtellError(
-            f"cannot draw with the font {path} ({error}); use Noto Color Emoji: {INSTALL}"
-        ) from None
+        raise ShowtellError(f"cannot draw with the font {path} ({error}); use Noto Color Emoji: {INSTALL}") from None
 
 
 def _draw(font: ImageFont.FreeTypeFont, char: str) -> Image.Image:

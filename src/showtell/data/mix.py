@@ -1,7 +1,8 @@
 """The training mixture of a model that maps both ways: scenes, emoji or a user's folder, as batches of arrays.
 
-A batch has up to three parts. show: text to image, by way of a plan (what is where, in words and place tokens). tell: image to text (captions in three languages, answers), row i
-seeing the same thing as row i of show. edit: image and instruction to image. Every part is padded to its longest row.
+A batch has up to three parts. show: text to image, by way of a plan (what is where, in words and place tokens).
+tell: image to text (captions in three languages, answers), row i seeing the same thing as row i of show. edit: image
+and instruction to image. Every part is padded to its longest row.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES), *(
 SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH, PLAN_LENGTH = 40, 48, 24, 48  # tokens that training sees at most
 _LANGUAGE_WEIGHTS = (80, 10, 10)
 _SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (65, 10, 5, 20))
-_FACES = (  # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
+_FACES: tuple[
+    tuple[dict[str, Any], int], ...
+] = (  # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
     ({}, 55),
     ({"objects": 2, "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 15),
     ({"objects": (3, 4), "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 20),
@@ -74,7 +77,8 @@ class Codec:
             turn = {0: "", 90: "right", 180: "down", 270: "left"}[thing.rotation]
             said = (thing.size, thing.texture, thing.state, turn)
             usual = ("medium", "solid", "whole", "")
-            row += self.words(" ".join([thing.colour, thing.shape, *(a for a, b in zip(said, usual, strict=True) if a != b)]))
+            more = [a for a, b in zip(said, usual, strict=True) if a != b]
+            row += self.words(" ".join([thing.colour, thing.shape, *more]))
             row += [self.special[f"<{min(int(v * PLACES), PLACES - 1)}>"] for v in (thing.x, thing.y)]
         return row
 
@@ -100,7 +104,7 @@ def corpus(seed: int = 0, scenes: int = 6000) -> Iterator[str]:
 
     rng = random.Random(seed)
     for options, weight in _FACES:
-        for scene in sample(scenes * weight // 100, seed, **options):  # type: ignore[arg-type]
+        for scene in sample(scenes * weight // 100, seed, **options):
             for language in LANGUAGES:
                 yield scene.caption(language, rng.choice(STYLES))
                 for question in questions(scene, rng, n=1, language=language):
@@ -114,7 +118,7 @@ def scenes_like(rng: np.random.Generator, count: int, split: str = "train") -> l
     chosen = rng.choice(len(_FACES), size=count, p=np.array([weight for _, weight in _FACES]) / 100)
     made: list[Scene] = []
     for index, (options, _) in enumerate(_FACES):
-        made += sample(int((chosen == index).sum()), seed, split, **options)  # type: ignore[arg-type]
+        made += sample(int((chosen == index).sum()), seed, split, **options)
     return made
 
 
@@ -263,7 +267,8 @@ class Mixture:
             text = edit.text(pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0])
             if len(self.codec.words(text)) > EDIT_LENGTH:
                 text = edit.text("en")
-            rows.append(self.codec.edit(None) if drop else self.codec.edit(text, self.codec.plan(edit.after)[:PLAN_LENGTH]))
+            plan = self.codec.plan(edit.after)[:PLAN_LENGTH]
+            rows.append(self.codec.edit(None) if drop else self.codec.edit(text, plan))
         images = draw([edit.before for edit in made] + [edit.after for edit in made])
         ids, valid = self.codec.pad(rows)
         start = np.array([row.index(self.codec.special["<sep>"]) for row in rows])

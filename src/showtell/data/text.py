@@ -72,9 +72,7 @@ def train_tokenizer(
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(tokens) + len(alphabet)
     if vocab_size < smallest:
-        raise ShowtellError(
-            f"vocab_size {vocab_size} is too small: bytes and special tokens alone need {smallest}"
-        )
+        raise ShowtellError(f"vocab_size {vocab_size} is too small: bytes and special tokens alone need {smallest}")
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = _normalizer()

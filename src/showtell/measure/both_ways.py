@@ -41,6 +41,20 @@ def says(text: str, wanted: Scene) -> bool:
         return False
 
 
+def load_eye() -> Any:
+    """The packaged emoji retrieval model, or None where the emoji font is missing."""
+    from showtell.data.emoji import find_font
+    from showtell.errors import ShowtellError
+    from showtell.nets.image_encoder import ImageEncoder
+    from showtell.weights import folder
+
+    try:
+        find_font()
+    except ShowtellError:
+        return None
+    return ImageEncoder.from_pretrained(folder("emoji-eye"), dtype=torch.float32, use_safetensors=True).eval()
+
+
 def nearest_emoji(images: Any, eye: Any, gallery: np.ndarray) -> np.ndarray:
     """(n, classes) indices of all emoji by falling cosine to each image, in the retrieval model's space."""
     with torch.no_grad():
@@ -87,7 +101,7 @@ def _told(bridge: Any, n: int, seed: int, split: str) -> dict[str, float]:
     images = draw(scenes)
     told = bridge.caption(images)
     rng = random.Random(seed)
-    asked = [questions(scene, rng, n=1)[0] for scene in scenes]
+    asked = [(questions(scene, rng, n=1) or questions(scene, rng, n=1, kinds=("count",)))[0] for scene in scenes]
     answers = bridge.answer(images, [q.question for q in asked])
     return {
         "image to text, 1-4 objects": float(np.mean([says(t, s) for t, s in zip(told, scenes, strict=True)])),
@@ -97,7 +111,7 @@ def _told(bridge: Any, n: int, seed: int, split: str) -> dict[str, float]:
 
 def _edits(bridge: Any, n: int, seed: int, judge: Judge, split: str, sampling: dict[str, Any]) -> float:
     rng = random.Random(seed)
-    made = [edits(scene, rng, n=1)[0] for scene in sample(n, seed + 2, split, (1, 4), **PLAIN)]
+    made = [edit for scene in sample(n, seed + 2, split, (1, 4), **PLAIN) for edit in edits(scene, rng, n=1)]
     images = bridge.edit(draw([e.before for e in made]), [e.text("en") for e in made], seed=seed, **sampling)
     return float(np.mean([e.after.matches(b) for e, b in zip(made, judge.parse(images), strict=True)]))
 

@@ -90,7 +90,7 @@ def improve(drafts: list[Draft], images: np.ndarray, sweeps: int = 2) -> None:
     wanted = images.astype(np.float32)
     best = _errors([draft.scene() for draft in drafts], wanted, np.arange(len(drafts)))
     for _ in range(sweeps):
-        for propose in (_scenery, _places, _sizes, _kinds, _finishes, _colours, _presence, _orders, _places):
+        for propose in _COORDINATES:
             queues = [list(propose(draft)) for draft in drafts]
             for turn in range(max(map(len, queues), default=0)):
                 tried = [(i, change) for i, queue in enumerate(queues) if turn < len(queue) for change in queue[turn]]
@@ -194,9 +194,9 @@ def _presence(draft: Draft) -> Iterator[list[Change]]:
     for slot in draft.slots:
         if draft.out["present"][slot] < 0.98:
             yield [partial(_without, slot=slot)]
-    for slot in np.flatnonzero(draft.out["present"] > 0.02):
-        if slot not in draft.slots and all(_apart(draft.out, int(slot), j, size) for j in draft.slots):
-            yield [partial(_with, slot=int(slot), size=size)]
+    for slot in np.flatnonzero(draft.out["present"] > 0.02).tolist():
+        if slot not in draft.slots and all(_apart(draft.out, slot, j, size) for j in draft.slots):
+            yield [partial(_with, slot=slot, size=size)]
 
 
 def _without(draft: Draft, slot: int) -> Draft:
@@ -225,3 +225,7 @@ def _swapped(draft: Draft, i: int, j: int) -> Draft:
         return draft
     one, two = draft.things[i].depth, draft.things[j].depth
     return _set(j, depth=one)(_set(i, depth=two)(draft))
+
+
+# The scenery comes last: while objects are wrong, a style that hides them may look closer.
+_COORDINATES = (_places, _kinds, _colours, _sizes, _finishes, _presence, _orders, _places, _scenery)

@@ -1,27 +1,26 @@
-"""A small image encoder with a cosine classifier: the emoji retrieval model, and the eye of other metrics."""
+"""A linear image encoder: unit vectors in which pictures of one thing, shifted and noisy, lie close together."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from showtell.nets.scene_parser import conv_trunk
-
 
 class ImageEncoderConfig(PretrainedConfig):
-    """width: channels of the trunk; embedding_size: of the unit vectors; classes: how many pictures it tells apart."""
+    """side: pictures are averaged down to side x side pixels; embedding_size: length of the vectors."""
 
     model_type = "showtell_image_encoder"
 
-    def __init__(self, width: int = 64, embedding_size: int = 128, classes: int = 4000, **kwargs: Any) -> None:
-        self.width, self.embedding_size, self.classes = width, embedding_size, classes
+    def __init__(self, side: int = 24, embedding_size: int = 256, **kwargs: Any) -> None:
+        self.side, self.embedding_size = side, embedding_size
         super().__init__(**kwargs)
 
 
 class ImageEncoder(PreTrainedModel):
-    """Images (n, 3, 64, 64) in [-1, 1] -> unit vectors (n, embedding_size)."""
+    """Images (n, 3, h, w) in [-1, 1] -> unit vectors (n, embedding_size)."""
 
     config_class = ImageEncoderConfig
     config: ImageEncoderConfig
@@ -29,22 +28,26 @@ class ImageEncoder(PreTrainedModel):
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config)
-        width = config.width
-        self.trunk = conv_trunk(width, 1)
-        self.deep = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.GroupNorm(8, 2 * width), nn.SiLU(), nn.Conv2d(2 * width, width, 3, stride=2, padding=1), nn.SiLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(16 * width, config.embedding_size)
-        self.classes = nn.Linear(config.embedding_size, config.classes, bias=False)
+        self.project = nn.Linear(3 * config.side**2, config.embedding_size)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """PyTorch's own initialisation, which suits convolutions better than the default of PreTrainedModel."""
+    def pixels(self, images: Tensor) -> Tensor:
+        """(n, 3 * side * side) averaged pixels."""
+        return nn.functional.adaptive_avg_pool2d(images, self.config.side).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.normalize(self.head(self.deep(self.trunk(images)).flatten(1)).float(), dim=-1)
+        return nn.functional.normalize(self.project(self.pixels(images)).float(), dim=-1)
 
-    def logits(self, images: Tensor, scale: float = 24.0) -> Tensor:
-        """Scaled cosines (n, classes) to the class vectors."""
-        return scale * self(images) @ nn.functional.normalize(self.classes.weight.float(), dim=-1).T
+
+def discriminant(between: np.ndarray, within: np.ndarray, size: int, ridge: float = 0.02) -> np.ndarray:
+    """Fisher's linear discriminant: (d, size) directions of largest between-class for unit within-class variance.
+
+    between: (classes, d) class means, centred. within: (d, d) covariance of the deviations from them. ridge: added to
+    it, as a share of its mean variance.
+    """
+    from scipy.linalg import eigh
+
+    scale = ridge * np.trace(within) / len(within)
+    _, vectors = eigh(between.T @ between / len(between), within + scale * np.eye(len(within)),
+                      subset_by_index=(len(within) - size, len(within) - 1))  # fmt: skip
+    return np.asarray(vectors[:, ::-1])

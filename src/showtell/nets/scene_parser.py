@@ -102,7 +102,9 @@ class SceneParser(PreTrainedModel):
         self.word_head = nn.Linear(width * self.grid, config.letters * len(LETTERS))
         self.post_init()
         with torch.no_grad():  # most slots are empty: start from there
-            self.object_head[-1].bias.view(SIZES, _CHANNELS)[:, 0] = -5.0
+            last = self.object_head[-1]
+            assert isinstance(last, nn.Conv2d) and last.bias is not None
+            last.bias.view(SIZES, _CHANNELS)[:, 0] = -5.0
 
     def _init_weights(self, module: nn.Module) -> None:
         """PyTorch's own initialisation, which suits convolutions better than the default of PreTrainedModel."""

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from showtell.nets.flow_lm import FlowLM
 from showtell.nets.fsq import FSQModel
-from showtell.nets.image_encoder import ImageEncoder
 from showtell.nets.scene_parser import SceneParser, parser_loss
 from showtell.nets.token_lm import TokenLM
 
@@ -132,10 +131,3 @@ def tokenizer_objective(model: FSQModel, batch: Batch, generator: torch.Generato
     parts = {"pixels": (made - clean).abs().mean()}
     parts["edges"] = sum(((made - clean).diff(dim=d)).abs().mean() for d in (2, 3))  # type: ignore[assignment]
     return parts["pixels"] + parts["edges"], {name: value.detach() for name, value in parts.items()}
-
-
-def retrieval_objective(model: ImageEncoder, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """Which picture is it: cross entropy over cosines. image uint8, label int64."""
-    logits = model.logits(to_signal(batch["image"]))
-    right = (logits.argmax(dim=-1) == batch["label"]).float().mean()
-    return F.cross_entropy(logits, batch["label"], label_smoothing=0.05), {"right": right.detach()}

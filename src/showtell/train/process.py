@@ -41,9 +41,7 @@ def own_accelerator(precision: str) -> Iterator[Accelerator]:
         launched = "LOCAL_RANK" in os.environ and not torch.accelerator.is_available()
         accelerator = Accelerator(mixed_precision=precision, cpu=launched)
         if accelerator.distributed_type not in _DATA_PARALLEL:
-            raise ShowtellError(
-                "the trainer runs in one process or data-parallel (DDP); sharding is not supported"
-            )
+            raise ShowtellError("the trainer runs in one process or data-parallel (DDP); sharding is not supported")
         on_cuda = accelerator.device.type == "cuda"
         if on_cuda:
             torch.set_float32_matmul_precision("high")  # TF32

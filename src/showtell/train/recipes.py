@@ -98,20 +98,6 @@ def _pictures(source: str) -> Callable[[np.random.Generator, int], Batch]:
     return make
 
 
-def _emoji(source: str) -> Callable[[np.random.Generator, int], Batch]:
-    """Degraded emoji with their index."""
-    from showtell.data.degrade import degrade
-    from showtell.data.emoji import augment, load
-
-    emoji = load().images
-
-    def make(rng: np.random.Generator, size: int) -> Batch:
-        label = rng.integers(len(emoji), size=size)
-        return {"image": degrade(augment(emoji[label], rng), rng, share=0.5), "label": label}
-
-    return make
-
-
 # --- models ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,13 +144,6 @@ def _fsq() -> Any:
     return FSQModel()
 
 
-def _retrieval() -> Any:
-    from showtell.data.emoji import load
-    from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig
-
-    return ImageEncoder(ImageEncoderConfig(classes=len(load().items)))
-
-
 _BOTH = ("scenes,emoji", "scenes", "emoji", "FOLDER")
 RECIPES: dict[str, Recipe] = {
     "bridge": Recipe(
@@ -190,11 +169,8 @@ RECIPES: dict[str, Recipe] = {
         "image tokenizer, 256 tokens of 1,000 codes",
         _fsq, _pictures, objectives.tokenizer_objective, 6000, 128, 2e-3, sources=("scenes,emoji",),
     ),
-    "emoji-eye": Recipe(
-        "emoji retrieval model", _retrieval, _emoji, objectives.retrieval_objective, 6000, 256, 2e-3, sources=("emoji",),
-    ),
 }  # fmt: skip
-NAMES = ("tokenizer", *RECIPES)
+NAMES = ("tokenizer", "emoji-eye", *RECIPES)
 
 
 def run(
@@ -204,13 +180,16 @@ def run(
     resume: bool = False,
     steps: int | None = None,
     batch: int | None = None,
+    init: str | Path | None = None,
     seed: int = 0,
     workers: int = 0,
     **options: Any,
 ) -> TrainResult | None:
     """Trains recipe `name` into `out` (default: ./NAME); options go to `showtell.train.trainer.fit`.
 
-    data: one of the recipe's sources. Raises ShowtellError for unknown names or sources.
+    data: one of the recipe's sources. init: a folder of weights to start from. Checkpoints go to OUT.training.
+    Raises ShowtellError for unknown names or sources, and weights that are missing or of another size;
+    KeyboardInterrupt where a signal stopped it (resume=True goes on).
     """
     if name not in NAMES:
         import difflib
@@ -218,8 +197,8 @@ def run(
         near = difflib.get_close_matches(name, NAMES, 3) or NAMES
         raise ShowtellError(f"unknown recipe {name!r}; did you mean: {', '.join(near)}?")
     target = Path(out or name)
-    if name == "tokenizer":
-        train_packaged_tokenizer(target)
+    if name in ("tokenizer", "emoji-eye"):
+        {"tokenizer": train_packaged_tokenizer, "emoji-eye": fit_emoji_eye}[name](target)
         return None
     recipe = RECIPES[name]
     source = data or recipe.sources[0]
@@ -228,16 +207,32 @@ def run(
     seed = seed + 1_000_000 * (name == "judge2")  # the second judge sees other scenes
     torch.manual_seed(seed)
     model = recipe.model()
+    if init is not None:
+        _start_from(model, Path(init))
     stream = Stream(recipe.data(source), batch or recipe.batch, workers=workers)
     work = target.with_name(target.name + ".training")
     result = fit(
         model, recipe.loss, stream, steps=steps or recipe.steps, lr=options.pop("lr", recipe.lr), out=work,
-        resume=resume, seed=seed, save_every=options.pop("save_every", 1000), **options,
+        resume=resume, seed=seed, save_every=options.pop("save_every", 1000),
+        config={"recipe": name, "data": source, "init": str(init)}, **options,
     )  # fmt: skip
-    if not getattr(result, "interrupted", False):
-        save(result.model, target, recipe, {"recipe": name, "data": source, "seed": seed, "steps": result.steps,
-                                            "samples": result.samples, "seconds": round(result.seconds)})  # fmt: skip
+    card = {"recipe": name, "data": source, "seed": seed, "batch": stream.batch_size, "steps": result.steps,
+            "samples": result.samples, "seconds": round(result.seconds), "init": init and str(init)}  # fmt: skip
+    save(result.model, target, recipe, card)
     return result
+
+
+def _start_from(model: Any, source: Path) -> None:
+    """Loads the weights of another run. Raises ShowtellError where they do not fit."""
+    from safetensors.torch import load_file
+
+    try:
+        weights = {name: value.float() for name, value in load_file(source / "model.safetensors").items()}
+        missing = model.load_state_dict(weights, strict=False).missing_keys
+    except (OSError, RuntimeError) as error:
+        raise ShowtellError(f"cannot start from {source}: {str(error).splitlines()[0]}") from None
+    if missing and len(missing) > len(weights) // 10:
+        raise ShowtellError(f"cannot start from {source}: it holds another model (no {missing[0]})")
 
 
 def save(model: Any, target: Path, recipe: Recipe, card: dict[str, Any]) -> None:
@@ -264,3 +259,31 @@ def train_packaged_tokenizer(target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
     files.write(target / "words.json", json.dumps(known_words([*texts, *names]), ensure_ascii=False))
+
+
+def fit_emoji_eye(target: Path, draws: int = 12, seed: int = 0) -> None:
+    """The emoji retrieval model: a linear discriminant between all emoji, each shifted, scaled and noisy `draws` times.
+    It has a closed form and takes seconds."""
+    from showtell.data.degrade import degrade
+    from showtell.data.emoji import augment, load
+    from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig, discriminant
+
+    images, rng = load().images, np.random.default_rng(seed)
+    model = ImageEncoder(ImageEncoderConfig())
+
+    def flat(pictures: np.ndarray) -> np.ndarray:
+        return model.pixels(objectives.to_signal(torch.from_numpy(pictures))).double().numpy()
+
+    clean = flat(images)
+    within = np.zeros((clean.shape[1],) * 2)
+    for _ in range(draws):
+        apart = flat(degrade(augment(images, rng), rng, share=0.5)) - clean
+        within += apart.T @ apart / (draws * len(clean))
+    vectors = discriminant(clean - clean.mean(axis=0), within, model.config.embedding_size)
+    with torch.no_grad():
+        model.project.weight.copy_(torch.from_numpy(vectors.T))
+        model.project.bias.copy_(torch.from_numpy(-clean.mean(axis=0) @ vectors))
+    model.to(torch.bfloat16).save_pretrained(target)
+    card = {"recipe": "emoji-eye", "data": "emoji", "seed": seed, "samples": draws * len(clean)}
+    card |= {"about": "emoji retrieval model, a linear discriminant", "parameters": model.project.weight.numel()}
+    files.write(target / "card.json", json.dumps(card, indent=1) + "\n")

@@ -150,9 +150,7 @@ def fit(
                 report(run.step, row)
                 if stopped or (last and received):  # maybe since, in a long evaluation
                     if accelerator.is_main_process:
-                        print(
-                            f"stopped after step {run.step}; --resume goes on from {folder}", file=sys.stderr
-                        )
+                        print(f"stopped after step {run.step}; --resume goes on from {folder}", file=sys.stderr)
                     accelerator.wait_for_everyone()  # lest a launcher end the process that is still saving
                     raise KeyboardInterrupt
         accelerator.wait_for_everyone()
@@ -185,9 +183,7 @@ class _Run:
     ) -> None:
         self.accelerator, self.model = accelerator, model.to(accelerator.device).train()
         settings = settings | {"processes": accelerator.num_processes}
-        self.settings: Settings = json.loads(
-            json.dumps(settings, default=str)
-        )  # as a checkpoint gives it back
+        self.settings: Settings = json.loads(json.dumps(settings, default=str))  # as a checkpoint gives it back
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ShowtellError("no parameter of the model requires gradients; there is nothing to train")
@@ -276,9 +272,7 @@ class _Run:
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = "gradient norm" if math.isfinite(loss) else "loss"
                 step, lr = self.step - count + i + 1, self.settings["lr"]
-                raise ShowtellError(
-                    f"the {what} is not finite at step {step}; a lower lr than {lr:g} may help"
-                )
+                raise ShowtellError(f"the {what} is not finite at step {step}; a lower lr than {lr:g} may help")
         row: Row = {"step": self.step, "loss": sum(losses) / count, **dict(zip(named, values[2 * count :]))}
         row |= {"grad_norm": sum(norms) / count, "lr": self.optimizer.param_groups[0]["lr"]}
         row["samples_per_second"] = round(self.lap_samples / (time.perf_counter() - self.lap), 1)
@@ -349,9 +343,7 @@ class _Run:
         theirs, ours = state["settings"], self.settings
         if changed := [f"{k} was {theirs.get(k)}, is {v}" for k, v in ours.items() if theirs.get(k) != v]:
             what = "; ".join(changed[:3])
-            raise ShowtellError(
-                f"the checkpoint is of another run: {what}; give its settings or another folder"
-            )
+            raise ShowtellError(f"the checkpoint is of another run: {what}; give its settings or another folder")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "best": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, rest = name.split(".", 1)
@@ -392,9 +384,7 @@ def _found(folder: Path | None, resume: bool) -> tuple[dict[str, Tensor], dict[s
     if folder is None:
         return None
     if not resume and (folder / checkpoint.NAME).exists():
-        raise ShowtellError(
-            f"{folder} already holds a run; go on with it (--resume) or choose another folder"
-        )
+        raise ShowtellError(f"{folder} already holds a run; go on with it (--resume) or choose another folder")
     return checkpoint.load(folder) if resume else None
 
 
@@ -427,6 +417,4 @@ def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         if p.requires_grad:
             own_name = name.rsplit(".", 1)[-1]
             groups[p.ndim >= 2 and id(p) not in embeddings and "embed" not in own_name].append(p)
-    return [
-        {"params": groups[d], "weight_decay": weight_decay if d else 0.0} for d in (True, False) if groups[d]
-    ]
+    return [{"params": groups[d], "weight_decay": weight_decay if d else 0.0} for d in (True, False) if groups[d]]

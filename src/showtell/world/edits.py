@@ -116,9 +116,7 @@ def apply(scene: Scene, instruction: str) -> Scene:
                 if parts is not None:
                     readers = [Reader(words.LEXICON.read(" ".join(part))) for part in parts]
                     return _perform(scene, _understand(scene, action, readers, language))
-    raise SceneError(
-        "cannot read the instruction; say for example 'make the ring green' or 'remove the star'"
-    )
+    raise SceneError("cannot read the instruction; say for example 'make the ring green' or 'remove the star'")
 
 
 # --- instructions -------------------------------------------------------------------------------
@@ -281,9 +279,7 @@ def _perform(scene: Scene, operation: Operation) -> Scene:
     return replace(scene, objects=tuple(objects))
 
 
-def _with_room(
-    scene: Scene, objects: list[SceneObject], rng: random.Random, floor: float
-) -> list[SceneObject]:
+def _with_room(scene: Scene, objects: list[SceneObject], rng: random.Random, floor: float) -> list[SceneObject]:
     """The objects, what has grown shifted a little where it would leave the canvas or meet another.
 
     SceneError where that is not possible, or where a stated relation would no longer be true.
@@ -331,9 +327,7 @@ def _changed(thing: SceneObject, new: Said) -> SceneObject:
     return replace(thing, **new)
 
 
-def _counted(
-    scene: Scene, found: list[int], count: int, rng: random.Random, floor: float
-) -> list[SceneObject]:
+def _counted(scene: Scene, found: list[int], count: int, rng: random.Random, floor: float) -> list[SceneObject]:
     """The objects without the last of those found, or with more of them where stated relations stay true."""
     total = len(scene.objects) - len(found) + count
     if total > MAX_OBJECTS:
@@ -396,11 +390,7 @@ def _free(
     low, right, bottom = thing.radius, 1 - thing.radius, floor - thing.radius
     circles = [(o.x, o.y, thing.radius + o.radius + _GAP) for o in others if o != close]
     for _ in range(400):
-        x, y = (
-            _near(close, thing, relation, rng)
-            if close
-            else (rng.uniform(low, right), rng.uniform(low, bottom))
-        )
+        x, y = _near(close, thing, relation, rng) if close else (rng.uniform(low, right), rng.uniform(low, bottom))
         if not (low <= x <= right and low <= y <= bottom):
             continue
         if place and (int(3 * y / floor), int(3 * x)) != _PLACES[place]:
@@ -419,11 +409,7 @@ def _can_hold(outer: SceneObject, inner: SceneObject) -> bool:
 
 def _near(anchor: SceneObject, thing: SceneObject, relation: str, rng: random.Random) -> tuple[float, float]:
     """A position that overlaps the anchor by about a third, or inside it."""
-    reach = (
-        rng.uniform(0, 0.02)
-        if relation == "inside"
-        else rng.uniform(0.5, 0.8) * (thing.radius + anchor.radius)
-    )
+    reach = rng.uniform(0, 0.02) if relation == "inside" else rng.uniform(0.5, 0.8) * (thing.radius + anchor.radius)
     angle = rng.uniform(0, 2 * math.pi)
     return anchor.x + reach * math.cos(angle), anchor.y + reach * math.sin(angle)
 
@@ -494,9 +480,7 @@ def _plan_add(scene: Scene, rng: random.Random) -> Operation | None:
         return Operation("add", new=_sorted(new))
     anchor = _group(scene, rng, single=True)
     return (
-        Operation("add", (), _sorted(new), "", _where_to(scene, rng, new, anchor), _sorted(anchor))
-        if anchor
-        else None
+        Operation("add", (), _sorted(new), "", _where_to(scene, rng, new, anchor), _sorted(anchor)) if anchor else None
     )
 
 

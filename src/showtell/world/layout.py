@@ -116,9 +116,7 @@ def _search(
                 new = draw.uniform(r, (1 - r, floor - r), (count, 2))
             edge = r * level.border
             fine = ((new >= edge) & (new <= (1 - edge, floor - edge))).all(1)
-            apart = [
-                i for i in done if not (kind in ("in front of", "behind", "inside") and i in members[known])
-            ]
+            apart = [i for i in done if not (kind in ("in front of", "behind", "inside") and i in members[known])]
             if apart:
                 reach = level.separation * (np.array([radii[i] for i in apart]) + r)
                 offset = layouts[:, apart] - new[:, None]
@@ -151,17 +149,11 @@ def _clear(kind: str, a: Floats, b: Floats, ratio: float, gap: float) -> Floats:
     axis, sign = DIRECTIONS[kind]
     mean = b.mean(1) - a.mean(1)
     along, across = sign * mean[:, axis], np.abs(mean[:, 1 - axis])
-    space = (
-        (b[..., axis].min(1) - a[..., axis].max(1))
-        if sign > 0
-        else (a[..., axis].min(1) - b[..., axis].max(1))
-    )
+    space = (b[..., axis].min(1) - a[..., axis].max(1)) if sign > 0 else (a[..., axis].min(1) - b[..., axis].max(1))
     return (space > gap) & (along > ratio * across)
 
 
-def _beside(
-    near: Floats, kind: str, radius: float, draw: np.random.Generator, level: _Level, floor: float
-) -> Floats:
+def _beside(near: Floats, kind: str, radius: float, draw: np.random.Generator, level: _Level, floor: float) -> Floats:
     """A proposal for b where near is `kind` b; with no kind, on a diagonal, where no direction is clear."""
     count = len(near)
     new = np.empty_like(near)

@@ -162,9 +162,7 @@ def _background_moves(points: NDArray[np.float64], view: View, later: View) -> N
     return 0.5 + ((points - 0.5) / view.zoom + looked - looks) * later.zoom
 
 
-def _object_moves(
-    points: NDArray[np.float64], view: View, pose: Pose, later: View, then: Pose
-) -> NDArray[np.float64]:
+def _object_moves(points: NDArray[np.float64], view: View, pose: Pose, later: View, then: Pose) -> NDArray[np.float64]:
     """Where points (n, 2) of an object's surface are seen in the next frame."""
     start, end = (np.array(_seen_at(v, p.x, p.y)) for v, p in ((view, pose), (later, then)))
     growth = then.scale * later.zoom / (pose.scale * view.zoom)

@@ -78,9 +78,7 @@ def answer(scene: Scene, question: str) -> str:
                 if parts is not None:
                     asked = words.LEXICON.read(" ".join(parts[0])) if parts else []
                     return _answer(scene, kind, Reader(asked), language)
-    raise SceneError(
-        "cannot read the question; ask for example 'what colour is the ring?' or 'is there a red ring?'"
-    )
+    raise SceneError("cannot read the question; ask for example 'what colour is the ring?' or 'is there a red ring?'")
 
 
 def _answer(scene: Scene, kind: str, reader: Reader, language: str) -> str:
@@ -106,9 +104,7 @@ def _answer(scene: Scene, kind: str, reader: Reader, language: str) -> str:
         return _yes(bool(found), language) if kind == "existence" else str(len(found))
     target = scene.objects[the_one(scene, thing)]
     value = getattr(target, kind)
-    return (
-        str(words.value(kind, value, thing["shape"] or "thing")) if value is not None else words.ANSWERS[""]
-    )
+    return str(words.value(kind, value, thing["shape"] or "thing")) if value is not None else words.ANSWERS[""]
 
 
 def _whole(scene: Scene, kind: str, language: str) -> str:
@@ -133,9 +129,7 @@ def _subject(scene: Scene, kind: str, others: list[Description]) -> Said:
     anchors = [the_one(scene, other) for other in others]
     found = [i for i in range(len(scene.objects)) if i not in anchors and _holds(scene, kind, (i, *anchors))]
     if len(found) != 1:
-        raise SceneError(
-            f"{len(found) or 'no'} thing(s) {kind} {others[0].text!r}; the question has no single answer"
-        )
+        raise SceneError(f"{len(found) or 'no'} thing(s) {kind} {others[0].text!r}; the question has no single answer")
     return {"shape": scene.objects[found[0]].shape, "colour": scene.objects[found[0]].colour}
 
 
@@ -189,9 +183,7 @@ def _absent(scene: Scene, rng: random.Random) -> Said:
         said = _part(scene, rng)
         other = rng.choice(scene.objects)
         name = rng.choice([name for name in ("shape", "colour") if name in said])
-        crossed = (
-            getattr(other, name) if rng.random() < 0.5 else rng.choice(SHAPES if name == "shape" else COLOURS)
-        )
+        crossed = getattr(other, name) if rng.random() < 0.5 else rng.choice(SHAPES if name == "shape" else COLOURS)
         said[name] = crossed
         if not fitting(scene.objects, said):
             return said

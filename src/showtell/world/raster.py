@@ -109,9 +109,7 @@ def at_rest(thing: SceneObject) -> Pose:
     return Pose(thing.x, thing.y, 1.0, thing.rotation, 1.0, _TONES[_COLOUR[thing.colour]])
 
 
-def drawables(
-    moments: Iterable[tuple[int, Scene, Sequence[Pose] | None]], views: Sequence[View] = ()
-) -> Table:
+def drawables(moments: Iterable[tuple[int, Scene, Sequence[Pose] | None]], views: Sequence[View] = ()) -> Table:
     """(k, 25) float64: the shadows and objects of each (picture number, scene, poses), from far to near.
 
     poses: one per object, None for at rest. views: what the camera sees in each picture, default all.
@@ -220,9 +218,7 @@ def _turn(angle: Table, u: Floats, v: Floats, du: Floats | None, dv: Floats | No
     return x, y
 
 
-def _wobble(
-    table: Table, left: Table, top: Table, side: int, size: int
-) -> tuple[Floats | None, Floats | None]:
+def _wobble(table: Table, left: Table, top: Table, side: int, size: int) -> tuple[Floats | None, Floats | None]:
     """How far a watercolour's coordinates stray at each pixel, in radii: a fixed smooth field."""
     wet = table[:, HAND] == 2
     if not wet.any():

@@ -207,7 +207,9 @@ class _Plan:
         total = rng.choices(*zip(*numbers, strict=True))[0]
         if total < {"free": 1, "between": 3}.get(kind, 2):
             if self.relations:
-                return None if high > total else _impossible(kind, total)
+                if high > total:
+                    return None
+                raise SceneError(f"the relation {kind!r} needs more than {total} object(s)")
             kind = "free"
         sizes = [total] if self.count is not None else _group_sizes(rng, total, kind)
         common = {name: self._draw(rng, name, background) for name in self.same}
@@ -260,10 +262,6 @@ class _Plan:
             targets = [to for to in MOTIONS[kind] if to != got["colour"]]
             motion = Motion(kind, rng.choice(targets))
         return SceneObject(rotation=rng.choice(turns), motion=motion, **got)
-
-
-def _impossible(kind: str, total: int) -> None:
-    raise SceneError(f"the relation {kind!r} needs more than {total} object(s)")
 
 
 def _group_sizes(rng: random.Random, total: int, kind: str) -> list[int]:
@@ -326,18 +324,18 @@ def _first_two(
         return 3
     if len(things) < 2 or (kind == "inside" and (things[0].size, things[1].size) != ("small", "large")):
         return 0
-    one, two = things[0].radius, things[1].radius
-    if not _scatter(rng, two, floor, spots):
+    near, far = things[0].radius, things[1].radius
+    if not _scatter(rng, far, floor, spots):
         return None
     x, y, _ = spots[0]
     angle = rng.uniform(0, 2 * math.pi)
     reach = (
-        rng.uniform(0, 0.02) if kind == "inside" else max(rng.uniform(0.45, 0.65) * (one + two), 0.75 * max(one, two))
+        rng.uniform(0, 0.02) if kind == "inside" else max(rng.uniform(0.45, 0.65) * (near + far), 0.75 * max(near, far))
     )
-    spot = (x + reach * math.cos(angle), y + reach * math.sin(angle))
-    if not _fits(*spot, one, floor, []):
+    place = (x + reach * math.cos(angle), y + reach * math.sin(angle))
+    if not _fits(*place, near, floor, []):
         return None
-    spots.insert(0, (*spot, one))
+    spots.insert(0, (*place, near))
     nearer = 0 if kind in ("in front of", "inside") else 1
     depths[:2] = sorted(depths[:2], reverse=bool(nearer))
     return 2

@@ -221,7 +221,7 @@ class Scene:
         return replace(self, objects=tuple(o for run in keyed.values() for o in run))
 
     def matches(self, other: Scene) -> bool:
-        """Same facts, exact positions aside: equal attributes and counts, and every relation self states holds in other.
+        """Same facts, exact positions aside: equal attributes and counts; every relation self states holds in other.
 
         Relations that self does not state (it may come from a caption, whose layout is one of many) are not compared.
         """

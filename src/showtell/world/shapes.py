@@ -164,11 +164,7 @@ def _arc(x: float, y: float, radius: float, start: float, stop: float) -> list[t
 def _regular(count: int, start: float, inner: float = 0.0) -> list[tuple[float, float]]:
     """A regular polygon's corners; with `inner`, a star's."""
     radii = (1.0, inner) if inner else (1.0,)
-    turns = [
-        (r, math.radians(start + 360 * (i + j / 2) / count))
-        for i in range(count)
-        for j, r in enumerate(radii)
-    ]
+    turns = [(r, math.radians(start + 360 * (i + j / 2) / count)) for i in range(count) for j, r in enumerate(radii)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in turns]
 
 

@@ -191,9 +191,7 @@ def caption(scene: Scene, style: str) -> str:
     groups, kinds = order(scene, style)
     said = [stated(g[0], style == "detailed") for g in groups]
     bare = style == "terse"
-    things = [
-        noun(s) if bare and len(g) == 1 else number(len(g), s) for g, s in zip(groups, said, strict=True)
-    ]
+    things = [noun(s) if bare and len(g) == 1 else number(len(g), s) for g, s in zip(groups, said, strict=True)]
     extras = WORDING.extras(scene, style)
     if style == "paraphrase-3" and len(kinds) == 1 and kinds[0] not in ("", "between"):
         return f"{things[1]}{WORDING.relation(kinds[0], style)}的{things[0]}{extras}"

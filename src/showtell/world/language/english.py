@@ -167,9 +167,7 @@ def caption(scene: Scene, style: str) -> str:
     groups, kinds = order(scene, style)
     said = [stated(g[0], style == "detailed") for g in groups]
     bare = style == "terse"
-    things = [
-        noun(s) if bare and len(g) == 1 else number(len(g), s) for g, s in zip(groups, said, strict=True)
-    ]
+    things = [noun(s) if bare and len(g) == 1 else number(len(g), s) for g, s in zip(groups, said, strict=True)]
     objects, extras = WORDING.chain(things, groups, kinds, style), WORDING.extras(scene, style)
     if style == "paraphrase-1":
         return f"there {'is' if len(groups[0]) == 1 else 'are'} {objects}{extras}"
@@ -248,9 +246,7 @@ def _add_attributes(lexicon: Lexicon) -> None:
     for kind, name in MOTION_WORDS.items():
         add("motion", Motion(kind), name)
     for to in MOTIONS["translate"]:
-        lexicon.add(
-            "motion", Motion("translate", to), f"moving {to}|moving to the {to}|going {to}|moving {to}wards"
-        )
+        lexicon.add("motion", Motion("translate", to), f"moving {to}|moving to the {to}|going {to}|moving {to}wards")
     for to in MOTIONS["rotate"]:
         lexicon.add("motion", Motion("rotate", to), f"spinning {to}|rotating {to}|turning {to}")
 
@@ -286,9 +282,7 @@ def _add_scene(lexicon: Lexicon) -> None:
         add("light", light, f"lit {light}|lit {where}|light {where}|light comes {where}|{light} light")
         add("light", light, f"in {light} light|the light comes {where}|with light {where}")
     for camera, ing in PANNING.items():
-        add(
-            "camera", camera, f"{ing}|camera {ing}|the camera {ing}|the camera is {ing}|with the camera {ing}"
-        )
+        add("camera", camera, f"{ing}|camera {ing}|the camera {ing}|the camera is {ing}|with the camera {ing}")
         add(
             "camera",
             camera,

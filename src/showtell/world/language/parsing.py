@@ -86,9 +86,7 @@ class Reader:
                 if "shape" in said and symbol.kind in said:
                     raise SceneError(f"cannot read {symbol.text!r} after {words[-1]!r}; {JOIN}")
                 if said.get(symbol.kind, symbol.value) != symbol.value:
-                    raise SceneError(
-                        f"{symbol.text!r} contradicts the {symbol.kind} {said[symbol.kind]!r} said before"
-                    )
+                    raise SceneError(f"{symbol.text!r} contradicts the {symbol.kind} {said[symbol.kind]!r} said before")
                 said[symbol.kind] = symbol.value
             elif symbol.kind == "skip" and self.peek(1).kind in ATTRIBUTES and self.peek(1).kind not in said:
                 pass  # "a heart that is pink"
@@ -124,9 +122,7 @@ def _split(symbols: list[Symbol]) -> tuple[dict[str, str], list[Symbol]]:
     for symbol in symbols:
         if symbol.kind in EXTRAS:
             if extras.get(symbol.kind, symbol.value) != symbol.value:
-                raise SceneError(
-                    f"two values for the {symbol.kind}: {extras[symbol.kind]!r} and {symbol.value!r}"
-                )
+                raise SceneError(f"two values for the {symbol.kind}: {extras[symbol.kind]!r} and {symbol.value!r}")
             extras[symbol.kind] = symbol.value
             rest.append(Symbol("comma", None, symbol.text))
         else:
@@ -148,9 +144,7 @@ def _things(reader: Reader) -> tuple[list[Description], list[Relation]]:
         if found := reader.take("relation"):
             if found.value == "between":
                 _between(reader, things, relations)
-            elif (
-                reader.peek().kind == "of" and reader.peek(1).kind != "end" and here == 0
-            ):  # "B left-of 's A"
+            elif reader.peek().kind == "of" and reader.peek(1).kind != "end" and here == 0:  # "B left-of 's A"
                 reader.skip("of")
                 things.insert(0, reader.thing())
                 relations.append(Relation(found.value, 0, (1,)))
@@ -185,9 +179,7 @@ def _between(reader: Reader, things: list[Description], relations: list[Relation
     relations.append(Relation("between", here, (here + 1, here + 2)))
 
 
-def _groups(
-    things: list[Description], relations: list[Relation]
-) -> tuple[list[list[SceneObject]], list[Relation]]:
+def _groups(things: list[Description], relations: list[Relation]) -> tuple[list[list[SceneObject]], list[Relation]]:
     """Objects for the descriptions, with neighbours of equal facts merged into one group."""
     for r in relations:
         if r.kind == "inside":
@@ -196,9 +188,7 @@ def _groups(
         if r.kind in SINGLE and several:
             raise SceneError(f"only one thing can be {r.kind} another, not {several[0].text!r}")
     if any(r.kind == "between" and r.subject for r in relations):
-        raise SceneError(
-            "'between' is for the first three things of a text: 'a red ring between a blue star and ...'"
-        )
+        raise SceneError("'between' is for the first three things of a text: 'a red ring between a blue star and ...'")
     groups: list[list[SceneObject]] = []
     index = []
     related = {i for r in relations for i in r.objects}
@@ -224,9 +214,7 @@ def _fit_inside(a: Description, b: Description) -> None:
     if b["shape"] not in HOLLOW:
         raise SceneError(f"nothing fits inside {b.text!r}; only these are hollow: {', '.join(HOLLOW)}")
     if a.said.setdefault("size", "small") != "small" or b.said.setdefault("size", "large") != "large":
-        raise SceneError(
-            f"{a.text!r} does not fit inside {b.text!r}; only a small thing fits inside a large one"
-        )
+        raise SceneError(f"{a.text!r} does not fit inside {b.text!r}; only a small thing fits inside a large one")
 
 
 def _made(thing: Description) -> list[SceneObject]:

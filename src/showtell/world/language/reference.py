@@ -33,18 +33,14 @@ def refer(objects: Sequence[SceneObject], targets: Collection[int], without: str
 
 def fitting(objects: Sequence[SceneObject], said: Said) -> list[int]:
     """Indices of the objects that have all these attributes."""
-    return [
-        i for i, o in enumerate(objects) if all(getattr(o, name) == value for name, value in said.items())
-    ]
+    return [i for i, o in enumerate(objects) if all(getattr(o, name) == value for name, value in said.items())]
 
 
 def the_one(scene: Scene, thing: Description) -> int:
     """The index of the one object that fits; SceneError where none or several do."""
     found = fitting(scene.objects, thing.said)
     if len(found) != 1:
-        raise SceneError(
-            missing(thing.text) if not found else f"{len(found)} things fit {thing.text!r}; say which"
-        )
+        raise SceneError(missing(thing.text) if not found else f"{len(found)} things fit {thing.text!r}; say which")
     return found[0]
 
 

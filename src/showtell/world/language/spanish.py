@@ -202,9 +202,7 @@ def caption(scene: Scene, style: str) -> str:
     groups, kinds = order(scene, style)
     said = [stated(g[0], style == "detailed") for g in groups]
     bare = style == "terse"
-    things = [
-        noun(s) if bare and len(g) == 1 else number(len(g), s) for g, s in zip(groups, said, strict=True)
-    ]
+    things = [noun(s) if bare and len(g) == 1 else number(len(g), s) for g, s in zip(groups, said, strict=True)]
     objects, extras = WORDING.chain(things, groups, kinds, style), WORDING.extras(scene, style)
     if style == "paraphrase-1":
         return f"hay {objects}{extras}"
@@ -237,9 +235,7 @@ def _lexicon() -> Lexicon:
     _add_attributes(lexicon)
     _add_motions(lexicon)
     _add_scene(lexicon)
-    for count, name in enumerate(
-        ("un|una|uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"), 1
-    ):
+    for count, name in enumerate(("un|una|uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve"), 1):
         add("article" if count == 1 else "count", count, name)
     add("the", None, "el|la|los|las")
     for side, masculine in (("izquierda", "izquierdo"), ("derecha", "derecho")):
@@ -316,9 +312,7 @@ def _add_scene(lexicon: Lexicon) -> None:
         )
         add("style", s, f"el estilo es {name}|dibujado en estilo {name}|dibujado en {name}|pintado en {name}")
     for light, name in _LIGHT.items():
-        add(
-            "light", light, f"luz {name}|con luz {name}|la luz viene {name}|la luz es {name}|iluminado {name}"
-        )
+        add("light", light, f"luz {name}|con luz {name}|la luz viene {name}|la luz es {name}|iluminado {name}")
         if light != "even":
             add("light", light, f"luz {name.removeprefix('desde la ').removeprefix('desde ')}")
     for camera, name in _CAMERAS.items():
@@ -334,9 +328,7 @@ def _add_scene(lexicon: Lexicon) -> None:
 
 def _accept_without_accents(lexicon: Lexicon) -> None:
     """Lets "circulo" be read as "círculo", where that is not a word of its own."""
-    bare = {
-        "".join(c for c in unicodedata.normalize("NFD", w) if c != "\u0301"): w for w in lexicon.vocabulary
-    }
+    bare = {"".join(c for c in unicodedata.normalize("NFD", w) if c != "\u0301"): w for w in lexicon.vocabulary}
     lexicon.spellings = {
         **{b: w for b, w in bare.items() if b not in lexicon.vocabulary},
         **lexicon.spellings,

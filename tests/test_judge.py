@@ -1,0 +1,146 @@
+"""The judge: scores by hand on known scenes, reading by rendering, and the packaged networks' real accuracy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from showtell.data.degrade import KINDS, degrade
+from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES, targets
+from showtell.errors import ShowtellError
+from showtell.measure.judge import compare, load_judge, scene_accuracy
+from showtell.measure.reading import Draft, improve
+from showtell.nets.scene_parser import OBJECT_HEADS
+from showtell.world import Scene, SceneObject, draw, sample
+
+RING = SceneObject("ring", "red", x=0.2, y=0.5)
+STAR = SceneObject("star", "blue", x=0.8, y=0.5)
+
+
+def at(thing: SceneObject, **facts) -> SceneObject:
+    from dataclasses import replace
+
+    return replace(thing, **facts)
+
+
+def test_scores_of_a_right_scene_are_all_one() -> None:
+    assert compare(Scene((RING, STAR)), Scene((at(STAR, x=0.7), at(RING, x=0.3)))) == (1, 1, 1, 1, 1)
+
+
+def test_scores_of_a_wrong_colour() -> None:
+    objects, attributes, relations, counts, whole = compare(Scene((RING, STAR)), Scene((RING, at(STAR, colour="pink"))))
+    assert (objects, relations, counts, whole) == (0.5, 1.0, 0.5, 0.0)
+    assert attributes == pytest.approx(1 - 1 / 16)  # 2 x 6 facts of objects, 4 of the scene
+
+
+def test_scores_of_a_missing_and_of_an_extra_object() -> None:
+    objects, attributes, relations, counts, whole = compare(Scene((RING, STAR)), Scene((RING,)))
+    assert (objects, relations, counts, whole) == (0.5, 0.0, 0.5, 0.0)
+    assert attributes == pytest.approx(10 / 16)
+    extra = compare(Scene((RING,)), Scene((RING, STAR)))
+    assert extra[0] == 1.0 and np.isnan(extra[2]) and extra[4] == 0.0
+
+
+def test_scores_of_swapped_objects_and_of_a_wrong_count() -> None:
+    swapped = compare(Scene((RING, STAR)), Scene((at(RING, x=0.8), at(STAR, x=0.2))))
+    assert swapped[:4] == (1.0, 1.0, 0.0, 1.0) and swapped[4] == 0.0
+    three = compare(Scene((RING, at(RING, x=0.5))), Scene((RING, at(RING, x=0.5), at(RING, x=0.8))))
+    assert three[0] == 1.0 and three[3] == 0.0 and three[4] == 0.0
+
+
+def certain(scene: Scene, doubt: float = 0.0) -> dict[str, np.ndarray]:
+    """What a parser would say of a scene, with `doubt` spread over all other values."""
+    truth, grid = targets([scene]), 16
+    slots = 3 * grid * grid
+    out = {"present": np.full(slots, 0.001), "place": np.zeros((slots, 2)), "depth": np.zeros(slots)}
+    out |= {name: np.full((slots, size), doubt) for name, size in OBJECT_HEADS.items()}
+    out |= {name: np.full(len(values), doubt) for name, values in SCENE_VALUES.items()}
+    out["word"] = np.zeros((8, len(LETTERS)))
+    for i, thing in enumerate(scene.objects):
+        column, row = int(thing.x * grid), int(thing.y * grid)
+        slot = (OBJECT_VALUES["size"].index(thing.size) * grid + row) * grid + column
+        out["present"][slot], out["depth"][slot] = 0.9, thing.depth
+        out["place"][slot] = thing.x, thing.y
+        for name in OBJECT_HEADS:
+            out[name][slot, truth[name][0, i]] = 1 - doubt
+    for name in SCENE_VALUES:
+        out[name][truth[name][0]] = 1 - doubt
+    out["word"][range(8), truth["word"][0]] = 1.0
+    return out
+
+
+def test_a_certain_network_is_taken_at_its_word() -> None:
+    for scene in sample(40, 1, word=True):
+        assert scene.matches(Draft.read(certain(scene)).scene())
+
+
+def test_rendering_repairs_what_the_network_got_wrong() -> None:
+    """Second-best values, two pixels off, objects missed or imagined: the picture tells."""
+    scene = Scene((at(RING, texture="striped"), at(STAR, size="large", x=0.7)), background="sky")
+    out = certain(scene, doubt=0.05)
+    wrong = Draft.read(out)
+    wrong.things = [at(wrong.things[0], colour="green", x=0.22), at(wrong.things[1], shape="cross", size="medium")]
+    wrong.rest = wrong.rest | {"background": "sand"}
+    assert not scene.matches(wrong.scene())
+    improve([wrong], draw(scene))
+    assert scene.matches(wrong.scene())
+
+
+def test_rendering_keeps_to_what_the_network_holds_possible() -> None:
+    scene = Scene((RING,))
+    draft = Draft.read(certain(scene, doubt=0.0))
+    draft.things = [at(draft.things[0], colour="green")]
+    improve([draft], draw(scene))
+    assert draft.things[0].colour == "red"  # the network's own choice is among the plausible ones
+    draft = Draft.read(certain(Scene((at(RING, colour="green"),)), doubt=0.0))
+    improve([draft], draw(scene))
+    assert draft.things[0].colour == "green"  # but red never was
+
+
+def test_degraded_pictures_differ_by_their_strength_and_seed() -> None:
+    images = draw(sample(8, 2))
+    for kind in KINDS:
+        weak, strong = (degrade(images, np.random.default_rng(0), kinds=(kind,), strength=s) for s in (0.3, 1.0))
+        error = [np.abs(x.astype(int) - images).mean() for x in (weak, strong)]
+        assert 0 < error[0] < error[1] < 40, kind
+        assert np.array_equal(strong, degrade(images, np.random.default_rng(0), kinds=(kind,)))
+    assert np.array_equal(degrade(images, np.random.default_rng(0), share=0.0), images)
+
+
+def test_targets_of_a_scene_by_hand() -> None:
+    near, far = at(RING, x=0.5, depth=0), at(STAR, x=0.55, y=0.5, depth=1)
+    truth = targets([Scene((near, far), word="HI", style="night")])
+    assert truth["present"].tolist() == [[True, True, False, False, False]]
+    assert truth["overlap"][0, 0, 1] and truth["overlap"].sum() == 2
+    assert truth["word"][0, :3].tolist() == [8, 9, 0] and truth["style"].tolist() == [5]
+
+
+# --- the packaged judges ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "least"), [("judge", 0.85), ("judge2", 0.4)])
+def test_packaged_judges_read_clean_scenes(name: str, least: float) -> None:
+    scenes = sample(40, 77, "test", (1, 4))
+    assert scene_accuracy(draw(scenes), scenes, judge=name).whole.mean() >= least
+
+
+def test_packaged_judge_tells_right_from_wrong() -> None:
+    scenes = sample(24, 78, "test", 2)
+    right = scene_accuracy(draw(scenes), scenes)
+    wrong = scene_accuracy(draw(scenes[1:] + scenes[:1]), scenes)
+    assert right.to_dict()["objects"] > 0.9 and wrong.to_dict()["objects"] < 0.3 and wrong.whole.mean() == 0
+
+
+def test_confidence_is_a_probability_and_higher_for_clean_pictures() -> None:
+    images = draw(sample(24, 79, "test", (1, 3)))
+    judge = load_judge("judge2")
+    clean = [r.confidence for r in judge.read(images)]
+    noisy = [r.confidence for r in judge.read(degrade(images, np.random.default_rng(0), strength=1.0))]
+    assert all(0 <= c <= 1 for c in clean) and np.mean(clean) > np.mean(noisy)
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(ShowtellError, match="one scene per image"):
+        scene_accuracy(draw(sample(2, 0)), sample(1, 0))
+    with pytest.raises(ShowtellError, match="unknown judge"):
+        load_judge("nobody")
