@@ -80,6 +80,8 @@ class FamilyTests:
         return np.stack(act(prompts, **{**self.inputs(len(prompts)), **self.call(**more)}))
 
     def watched(self, *using: Any, **more: Any) -> np.ndarray:
+        if self.video:
+            more["output_type"] = "latent"  # nothing here needs the frames
         return self.ours(PAIR, using=using, num_inference_steps=2, **more)
 
     def options(self) -> dict[str, Any]:
@@ -143,7 +145,8 @@ class FamilyTests:
             if hasattr(module, "processor"):
                 module.register_forward_pre_hook(lambda m, a, kw, n=name: ran.append(n), with_kwargs=True)
         seen: list[Place] = []
-        self.ours(PAIR, pipeline, using=[At(lambda run, site: seen.append(site.place), ALL)])
+        using = [At(lambda run, site: seen.append(site.place), ALL)]
+        self.ours(PAIR, pipeline, using=using, num_inference_steps=2)
         names = {place.name for place in seen}
         assert [place.name for place in seen] == [name for name in ran if name in names]
         assert {"cross", "joint"} & {place.kind for place in seen}

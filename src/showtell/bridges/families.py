@@ -20,6 +20,7 @@ class Family:
 
 
 DENOISER = frozenset({"generate", "invert", "attend"})
+VIDEO = frozenset({"animate", "attend"})
 EDITOR = frozenset({"edit", "invert", "attend"})
 
 FAMILIES: tuple[Family, ...] = (
@@ -40,6 +41,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("Qwen-Image", ("QwenImagePipeline",), "qwen_image:QwenImage", DENOISER),
     Family("CogView4", ("CogView4Pipeline",), "cogview4:CogView4", DENOISER),
     Family("FLUX.1 Kontext", ("FluxKontextPipeline",), "flux:FluxKontext", DENOISER | {"edit"}),
+    Family("Wan, text to video", ("WanPipeline",), "wan:Wan", VIDEO),
+    Family("Wan, image to video", ("WanImageToVideoPipeline",), "wan:WanImageToVideo", VIDEO),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
     Family(
         "LLaVA, Qwen2-VL, BLIP-2",
@@ -63,6 +66,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("SDXL inpainting", ("StableDiffusionXLInpaintPipeline",), "inpaint:InpaintXL", EDITOR),
     Family("ControlNet", ("StableDiffusionControlNetPipeline",), "controlnet:ControlNet", DENOISER),
     Family("ControlNet XL", ("StableDiffusionXLControlNetPipeline",), "controlnet:ControlNetXL", DENOISER),
+    Family("aMUSEd", ("AmusedPipeline",), "amused:load", frozenset({"generate", "attend"})),
 )
 
 
