@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..errors import ShowtellError
@@ -105,6 +104,9 @@ class Adapter:
 
     def set_timesteps(self, run: Run, steps: int) -> None:
         """Sets `run.timesteps` on the run's scheduler as the pipeline does."""
+        # Imported here: it draws in the whole Stable Diffusion pipeline, and embedded models start faster without.
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
+
         kwargs = self.timestep_kwargs(run, steps)
         run.timesteps, _ = retrieve_timesteps(run.scheduler, steps, self.device, **kwargs)
         if self.zero_begin and hasattr(run.scheduler, "set_begin_index"):
