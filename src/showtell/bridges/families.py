@@ -43,6 +43,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("FLUX.1 Kontext", ("FluxKontextPipeline",), "flux:FluxKontext", DENOISER | {"edit"}),
     Family("Wan, text to video", ("WanPipeline",), "wan:Wan", VIDEO),
     Family("Wan, image to video", ("WanImageToVideoPipeline",), "wan:WanImageToVideo", VIDEO),
+    Family("CogVideoX", ("CogVideoXPipeline",), "cogvideox:CogVideoX", VIDEO),
+    Family("LTX-Video", ("LTXPipeline",), "ltx:LTXVideo", VIDEO),
+    Family("AnimateDiff", ("AnimateDiffPipeline",), "animatediff:AnimateDiff", VIDEO),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
     Family(
         "LLaVA, Qwen2-VL, BLIP-2",

@@ -11,7 +11,7 @@ import torch
 from .adapter import Adapter
 from .base import Run, Text
 from .layout import TokenLayout
-from .stable_diffusion import predict_with_unet, rescaled, unet_layout
+from .stable_diffusion import StableDiffusion, add_pictures, predict_with_unet, rescaled, unet_layout
 from .words import Piece
 
 _SIZES = ("original_size", "crops_coords_top_left", "target_size")
@@ -22,9 +22,7 @@ class StableDiffusionXL(Adapter):
     zero_begin = True
     text_encoders = ("text_encoder", "text_encoder_2")
     text_options = frozenset({"clip_skip"})
-    options = frozenset({"eta", "guidance_rescale", "clip_skip", "timesteps", "sigmas"}).union(
-        _SIZES, ("negative_" + name for name in _SIZES)
-    )
+    options = StableDiffusion.options.union(_SIZES, ("negative_" + name for name in _SIZES))
 
     def pieces(self, **options: Any) -> list[Piece]:
         tokenizer = self.pipeline.tokenizer or self.pipeline.tokenizer_2
@@ -39,20 +37,28 @@ class StableDiffusionXL(Adapter):
             # The pipeline reads negative prompts without clip_skip.
             clip_skip=None if negative else options.get("clip_skip"),
         )
-        if negative and self.pipeline.config.force_zeros_for_empty_prompt:
-            given = torch.tensor([prompt is not None for prompt in prompts], device=tokens.device)
-            tokens, pooled = tokens * given[:, None, None], pooled * given[:, None]
-        return Text(tokens, pooled)
+        text = Text(tokens, pooled)
+        return self._zeroed(text, prompts) if negative else text
+
+    def _zeroed(self, text: Text, prompts: Sequence[str | None]) -> Text:
+        """Zeros where no negative prompt was given, for the models trained with them."""
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return text
+        assert text.pooled is not None
+        given = torch.tensor([prompt is not None for prompt in prompts], device=text.tokens.device)
+        return Text(text.tokens * given[:, None, None], text.pooled * given[:, None])
 
     def guided(self, run: Run) -> bool:
         return run.guidance > 1 and self.denoiser.config.time_cond_proj_dim is None
 
     def condition(self, run: Run) -> None:
+        self._add_sizes(run)
+        add_pictures(self, run)
+
+    def _add_sizes(self, run: Run) -> None:
         run.text = self._sized(run, run.text, "")
         if run.negative is not None:
-            other = all(
-                run.options.get(f"negative_{name}") is not None for name in ("original_size", "target_size")
-            )
+            other = all(run.options.get(f"negative_{name}") is not None for name in ("original_size", "target_size"))
             run.negative = self._sized(run, run.negative, "negative_" if other else "")
 
     def _sized(self, run: Run, text: Text, prefix: str) -> Text:
@@ -71,9 +77,7 @@ class StableDiffusionXL(Adapter):
             dtype=text.tokens.dtype,
             text_encoder_projection_dim=width,
         )
-        return replace(
-            text, extra={**text.extra, "time_ids": ids.to(text.tokens.device).repeat(len(text), 1)}
-        )
+        return replace(text, extra={**text.extra, "time_ids": ids.to(text.tokens.device).repeat(len(text), 1)})
 
     def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
         added = {"text_embeds": text.pooled, "time_ids": text.extra["time_ids"]}

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import ImageProjection
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from ..errors import ShowtellError
+from ..pictures import to_pil
 from .adapter import Adapter
 from .base import Run, Text
 from .layout import TokenLayout, attention_calls, halvings
@@ -15,12 +19,24 @@ from .words import Piece
 
 
 def unet_calls(unet: Any) -> list[tuple[str, str]]:
-    """The attention calls of a UNet2DConditionModel: down, middle, up; self and cross in turn."""
+    """The attention calls of a UNet2DConditionModel: down, middle, up; self and cross in turn.
+
+    A picture prompt (IP-Adapter) is attended right after the text, where nobody looks.
+    """
 
     def kind(name: str, module: Any) -> str:
         return "cross" if module.is_cross_attention else "self"
 
-    return attention_calls(unet, kind, order=("down_blocks", "mid_block", "up_blocks"))
+    named = dict(unet.named_modules())
+    calls: list[tuple[str, str]] = []
+    for call in attention_calls(unet, kind, order=("down_blocks", "mid_block", "up_blocks")):
+        calls += [call, *[(call[0], "other")] * _picture_calls(named[call[0]].processor)]
+    return calls
+
+
+def _picture_calls(processor: Any) -> int:
+    scales = getattr(processor, "scale", None) if "IPAdapter" in type(processor).__name__ else None
+    return sum(any(one) if isinstance(one, list) else bool(one) for one in scales or [])
 
 
 def unet_layout(adapter: Adapter, run: Run) -> TokenLayout:
@@ -32,22 +48,53 @@ def unet_layout(adapter: Adapter, run: Run) -> TokenLayout:
 def predict_with_unet(
     adapter: Adapter, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text, added: Any = None
 ) -> torch.Tensor:
-    """The UNet's prediction; distilled UNets take the guidance scale as an embedding. added:
-    `added_cond_kwargs`.
+    """The UNet's prediction; distilled UNets take the guidance scale as an embedding.
+
+    added: `added_cond_kwargs`. In `text.extra`: "channels" (n, c, height, width) follow the latents' own,
+    "picture_0", ... are the embeddings of picture prompts. `run.own["residuals"]`: a further network, called
+    with (run, latents, timestep, text, added), whose answer becomes keywords of the UNet's call.
     """
     size = adapter.denoiser.config.time_cond_proj_dim
     embedding = None
     if size is not None:
         scales = torch.tensor(run.guidance - 1).repeat(len(latents))
         embedding = adapter.pipeline.get_guidance_scale_embedding(scales, embedding_dim=size).to(latents)
+    further = run.own.get("residuals")
+    residuals = {} if further is None else further(run, latents, timestep, text, added)
+    if "channels" in text.extra:
+        latents = torch.cat([latents, text.extra["channels"]], dim=1)
+    pictures = [tensor for name, tensor in text.extra.items() if name.startswith("picture_")]
     return adapter.denoiser(
         latents,
         timestep,
         encoder_hidden_states=text.tokens,
         timestep_cond=embedding,
-        added_cond_kwargs=added,
+        added_cond_kwargs={**(added or {}), "image_embeds": pictures} if pictures else added,
         return_dict=False,
+        **residuals,
     )[0]
+
+
+def add_pictures(adapter: Adapter, run: Run) -> None:
+    """Embeds the picture prompts, one per sample, for every IP-Adapter (arXiv 2308.06721) that is loaded."""
+    layers = getattr(adapter.denoiser.encoder_hid_proj, "image_projection_layers", ())
+    given = run.options.get("ip_adapter_image")
+    if given is None and layers:
+        raise ShowtellError("this pipeline has an IP-Adapter loaded: give ip_adapter_image, or unload it.")
+    if given is not None and not layers:
+        raise ShowtellError("ip_adapter_image needs an IP-Adapter: call pipeline.load_ip_adapter first.")
+    for index, layer in enumerate(layers):
+        hidden = not isinstance(layer, ImageProjection)
+        shown, blank = adapter.pipeline.encode_image(to_pil(given), adapter.device, 1, hidden)
+        name, dtype = f"picture_{index}", run.text.tokens.dtype
+        run.text = with_extra(run.text, name, shown[:, None].to(dtype))
+        if run.negative is not None:
+            run.negative = with_extra(run.negative, name, blank[:, None].to(dtype))
+
+
+def with_extra(text: Text, name: str, tensor: torch.Tensor) -> Text:
+    """`text` with one more tensor that is batched like it."""
+    return replace(text, extra={**text.extra, name: tensor})
 
 
 def rescaled(adapter: Adapter, run: Run, guided: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
@@ -61,7 +108,7 @@ def rescaled(adapter: Adapter, run: Run, guided: torch.Tensor, conditional: torc
 
 
 class StableDiffusion(Adapter):
-    options = frozenset({"eta", "guidance_rescale", "clip_skip", "timesteps", "sigmas"})
+    options = frozenset({"eta", "guidance_rescale", "clip_skip", "timesteps", "sigmas", "ip_adapter_image"})
     text_options = frozenset({"clip_skip"})
 
     def pieces(self, **options: Any) -> list[Piece]:
@@ -80,9 +127,7 @@ class StableDiffusion(Adapter):
         # Not left to the pipeline, which looks for a `text_model` that newer transformers do not have.
         encoder, tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
         limit = tokenizer.model_max_length
-        inputs = tokenizer(
-            texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-        )
+        inputs = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
         masked = getattr(encoder.config, "use_attention_mask", False)
         mask = inputs.attention_mask.to(self.device) if masked else None
         outputs = encoder(inputs.input_ids.to(self.device), attention_mask=mask, output_hidden_states=True)
@@ -91,6 +136,9 @@ class StableDiffusion(Adapter):
 
     def guided(self, run: Run) -> bool:
         return run.guidance > 1 and self.denoiser.config.time_cond_proj_dim is None
+
+    def condition(self, run: Run) -> None:
+        add_pictures(self, run)
 
     def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
         return predict_with_unet(self, run, latents, timestep, text)

@@ -24,11 +24,20 @@ class Teller:
 
     caption, question: the text around a request, `{}` where it goes, for models without a chat template;
         `{image}` becomes the processor's image token. caption None: requests for captions are questions.
+    generate: the library's `generate` of this model, where it is not the model's own.
     """
 
-    def __init__(self, model: Any, processor: Any, caption: str | None = None, question: str = "{image}\n{}") -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        caption: str | None = None,
+        question: str = "{image}\n{}",
+        generate: Any = None,
+    ) -> None:
         self.model, self.processor = model, processor
         self._caption, self._question = question if caption is None else caption, question
+        self._write = generate or model.generate
 
     def caption(self, bridge: Bridge, images: Any, language: str, **more: Any) -> list[str]:
         """A sentence per image; `more` as `ask`."""
@@ -112,7 +121,7 @@ class Teller:
 
     def _generate(self, inputs: dict[str, Any], more: dict[str, Any]) -> torch.Tensor:
         try:
-            return self.model.generate(**inputs, **more)
+            return self._write(**inputs, **more)
         except (ValueError, TypeError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ShowtellError(f"the library's generate: {first}") from error
