@@ -119,7 +119,7 @@ class Site:
         # change nothing.
         if not amount.requires_grad and not bool(amount.any()):
             return
-        rows = self._rows(branch)
+        amount, rows = self._per_row(amount), self._rows(branch)
         chosen, columns = self._block(queries, keys)
         heads = amount.shape[-3] if amount.ndim >= 3 else 1
         shape = (self.query.shape[0], heads, self.query.shape[-2], self.key.shape[-2])
@@ -127,9 +127,7 @@ class Site:
         full[rows, :, chosen, columns] = amount.to(full)
         self._bias = full if self._bias is None else self._bias + full
 
-    def mask(
-        self, keep: torch.Tensor, branch: str | None = "text", queries: str = "image", keys: str = "text"
-    ) -> None:
+    def mask(self, keep: torch.Tensor, branch: str | None = "text", queries: str = "image", keys: str = "text") -> None:
         """Removes tokens from the softmax where `keep`, broadcastable to the block, is False (or 0)."""
         lowest = torch.finfo(self.query.dtype).min
         self.bias(torch.where(keep.bool(), 0.0, lowest).to(self.query.device), branch, queries, keys)
@@ -147,28 +145,26 @@ class Site:
         on: "probabilities" (after the softmax, not renormalised) or "logits" (before it).
         """
         if on == "probabilities":
-            self.edit(lambda maps: maps * weights.to(maps), branch, queries)
+            self.edit(lambda maps: maps * self._per_row(weights).to(maps), branch, queries)
         elif on == "logits":
             chosen, columns = self._block(queries, "text")
             scores = self._logits(self._rows(branch), chosen)[..., columns]
-            self.bias(scores * (weights.to(scores) - 1), branch, queries)
+            self.bias(scores * (self._per_row(weights).to(scores) - 1), branch, queries)
         else:
             raise ShowtellError(f"on={on!r}: use 'probabilities' or 'logits'.")
 
-    def edit(
-        self, change: Change, branch: str | None = "text", queries: str = "image", keys: str = "text"
-    ) -> None:
+    def edit(self, change: Change, branch: str | None = "text", queries: str = "image", keys: str = "text") -> None:
         """Replaces a block of the probabilities, (rows, heads, queries, keys), by `change` of it."""
         self._changes.append((self._rows(branch), *self._block(queries, keys), change))
 
-    def take(
-        self, source: Sequence[int] | torch.Tensor, branch: str | None = "text", parts: str = "kv"
-    ) -> None:
+    def take(self, source: Sequence[int] | torch.Tensor, branch: str | None = "text", parts: str = "kv") -> None:
         """Sample i gets the queries, keys or values (letters of `parts`) of sample source[i] of the same
         branch.
         """
         rows = self._rows(branch)
         order = torch.as_tensor(source, device=self.query.device)
+        fold = self.place.fold
+        order = (order[:, None] * fold + torch.arange(fold, device=order.device)).flatten()
         for letter, name in (("q", "query"), ("k", "key"), ("v", "value")):
             if letter in parts:
                 tensor = getattr(self, name).clone()
@@ -176,6 +172,13 @@ class Site:
                 setattr(self, name, tensor)
 
     # Inside
+
+    def _per_row(self, amount: torch.Tensor) -> torch.Tensor:
+        """What is given per sample, once per row: where frames lie in the batch, a sample has several rows."""
+        samples = self.query.shape[0] // len(self.branches) // self.place.fold
+        if self.place.fold == 1 or amount.ndim < 4 or amount.shape[0] != samples:
+            return amount
+        return amount.repeat_interleave(self.place.fold, dim=0)
 
     def _rows(self, branch: str | None) -> slice:
         if branch is None:
@@ -196,9 +199,7 @@ class Site:
         else:
             raise ShowtellError(f"{axis}={part!r}: use 'image', 'text' or 'all'.")
         if span is None:
-            raise ShowtellError(
-                f"{place.kind}-attention at depth {place.depth} has no {part} among its {axis}."
-            )
+            raise ShowtellError(f"{place.kind}-attention at depth {place.depth} has no {part} among its {axis}.")
         return span
 
     def _block(self, queries: str, keys: str) -> tuple[slice, slice]:
@@ -270,9 +271,7 @@ def _cut(extra: torch.Tensor, rows: slice, queries: slice) -> torch.Tensor:
 class _Observer(TorchFunctionMode):
     """Counts the attention calls of one forward pass and lets techniques see those they want."""
 
-    def __init__(
-        self, run: Run, layout: TokenLayout, techniques: Sequence[Technique], branches: list[str], text: int
-    ):
+    def __init__(self, run: Run, layout: TokenLayout, techniques: Sequence[Technique], branches: list[str], text: int):
         super().__init__()
         self.run, self.layout, self.techniques = run, layout, techniques
         self.branches, self.text = branches, text

@@ -1,0 +1,127 @@
+"""CogVideoX, text to video: joint attention over a T5 text and, behind it, the tokens of all frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import CogVideoXDPMScheduler
+from diffusers.utils.torch_utils import randn_tensor
+
+from .adapter import Adapter
+from .base import Run, Text
+from .layout import Grid, TokenLayout, attention_calls
+from .wan import checked_frames
+from .words import Piece
+
+
+class CogVideoX(Adapter):
+    """Techniques see latents (n, channels, frames, height, width); the pipeline's have frames first."""
+
+    steps = 50
+    scale = 6.0
+    text_options = frozenset({"max_sequence_length"})
+    options = text_options | {"eta", "timesteps", "use_dynamic_cfg"}
+
+    @property
+    def multiple(self) -> int:
+        return int(self.pipeline.vae_scale_factor_spatial) * self.denoiser.config.patch_size
+
+    def size(self, height: int | None, width: int | None, **options: Any) -> tuple[int, int]:
+        config, factor = self.denoiser.config, self.pipeline.vae_scale_factor_spatial
+        return height or config.sample_height * factor, width or config.sample_width * factor
+
+    def frames(self, num_frames: int | None) -> int:
+        own = self.denoiser.config.sample_frames
+        return checked_frames(own if num_frames is None else num_frames, self.pipeline.vae_scale_factor_temporal)
+
+    def _latent_frames(self, run: Run) -> tuple[int, int]:
+        """(latent frames, how many of them, the first ones, only fill up the last patch in time)."""
+        assert run.num_frames is not None
+        frames = (run.num_frames - 1) // self.pipeline.vae_scale_factor_temporal + 1
+        more = -frames % (self.denoiser.config.patch_size_t or 1)
+        return frames + more, more
+
+    def latent_shape(self, run: Run) -> tuple[int, ...]:
+        factor = self.pipeline.vae_scale_factor_spatial
+        return (self.channels, self._latent_frames(run)[0], run.height // factor, run.width // factor)
+
+    def grid(self, run: Run, patch: int = 1) -> Grid:
+        _, frames, height, width = self.latent_shape(run)
+        patch, time = self.denoiser.config.patch_size, self.denoiser.config.patch_size_t or 1
+        return (frames // time, height // patch, width // patch)
+
+    def pieces(self, **options: Any) -> list[Piece]:
+        return [Piece(self.pipeline.tokenizer, options.get("max_sequence_length") or 226)]
+
+    def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
+        tokens, _ = self.pipeline.encode_prompt(
+            [prompt or "" for prompt in prompts],
+            do_classifier_free_guidance=False,
+            max_sequence_length=options.get("max_sequence_length") or 226,
+            device=self.device,
+        )
+        return Text(tokens)
+
+    def start(self, run: Run, latents: torch.Tensor | None) -> torch.Tensor:
+        channels, frames, *sides = self.latent_shape(run)
+        theirs = (len(run.prompts), frames, channels, *sides)
+        if latents is None:
+            latents = randn_tensor(
+                theirs, generator=run.generators, device=self.device, dtype=run.text.tokens.dtype
+            ).transpose(1, 2)
+        elif tuple(latents.shape) == theirs and frames != channels:
+            latents = latents.transpose(1, 2)
+        return super().start(run, latents)
+
+    def condition(self, run: Run) -> None:
+        if self.denoiser.config.use_rotary_positional_embeddings:
+            run.own["rotary"] = self.pipeline._prepare_rotary_positional_embeddings(
+                run.height, run.width, self._latent_frames(run)[0], self.device
+            )
+
+    def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
+        run.own["time"] = timestep
+        prediction = self.denoiser(
+            hidden_states=latents.transpose(1, 2),
+            encoder_hidden_states=text.tokens,
+            timestep=timestep.expand(len(latents)),
+            image_rotary_emb=run.own.get("rotary"),
+            return_dict=False,
+        )[0]
+        return prediction.float().transpose(1, 2)
+
+    def guide(self, run: Run, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        if "negative" not in outputs or run.guidance == 1:
+            return outputs["text"]
+        scale = run.guidance
+        if run.options.get("use_dynamic_cfg", False):
+            # As the pipeline has it, which counts steps down from the timestep.
+            phase = ((run.steps - run.own["time"].item()) / run.steps) ** 5.0
+            scale = 1 + scale * (1 - math.cos(math.pi * phase)) / 2
+        return outputs["negative"] + scale * (outputs["text"] - outputs["negative"])
+
+    def advance(self, run: Run, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        # In the pipeline's order of dimensions, so that a scheduler's own noise is the same.
+        prediction, sample = prediction.transpose(1, 2), latents.transpose(1, 2)
+        kwargs = self.step_kwargs(run)
+        if isinstance(run.scheduler, CogVideoXDPMScheduler):
+            before = run.timesteps[run.step - 1] if run.step > 0 else None
+            sample, run.own["clean"] = run.scheduler.step(
+                prediction, run.own.get("clean"), run.timestep, before, sample, **kwargs, return_dict=False
+            )
+        else:
+            sample = run.scheduler.step(prediction, run.timestep, sample, **kwargs, return_dict=False)[0]
+        return sample.to(latents.dtype).transpose(1, 2)
+
+    def decode(self, run: Run, latents: torch.Tensor, output_type: str) -> Any:
+        _, more = self._latent_frames(run)
+        video = self.pipeline.decode_latents(latents.transpose(1, 2)[:, more:])
+        return self.pipeline.video_processor.postprocess_video(video=video, output_type=output_type)
+
+    def layout(self, run: Run) -> TokenLayout:
+        grid = self.grid(run)
+        calls = attention_calls(self.denoiser, lambda name, module: "joint")
+        return TokenLayout(calls, {grid[0] * grid[1] * grid[2]: grid}, text_first=True)
