@@ -127,7 +127,9 @@ class Amused(Decoder):
             return "cross" if name.endswith("attn2") else "self"
 
         order = ("down_block", "transformer_layers", "up_block")
-        return TokenLayout(attention_calls(self.pipeline.transformer, kind, order), halvings(*run.grid, 2))
+        return TokenLayout(
+            attention_calls(self.pipeline.transformer, kind, order), halvings(run.grid[0], run.grid[1], 2)
+        )
 
     def save(self, directory: str | Path) -> None:
         self.pipeline.save_pretrained(directory, safe_serialization=True)

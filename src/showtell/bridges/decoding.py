@@ -7,12 +7,15 @@ every guidance branch, guidance, `logits` hooks, choosing, `tokens` hooks, keepi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.nn.functional import pad
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ShowtellError, UnsupportedError
 from .attention import observe
@@ -365,13 +368,17 @@ class CausalDecoder(Decoder):
     def predict(self, run: TokenRun, branches: dict[str, Text]) -> torch.Tensor:
         mask = pad(run.own["mask"], (0, 1), value=1)
         run.own["mask"] = mask
-        output = self.language_model(
-            inputs_embeds=torch.cat([run.own["next"]] * len(branches)),
-            attention_mask=mask,
-            position_ids=mask.sum(-1, keepdim=True) - 1,
-            past_key_values=run.own["cache"],
-            use_cache=True,
-        )
+        config = self.language_model.config
+        groups = config.num_attention_heads // (config.num_key_value_heads or config.num_attention_heads)
+        watched = groups > 1 and overriding(run.techniques, "attention")
+        with _HeadsApart(groups) if watched else nullcontext():
+            output = self.language_model(
+                inputs_embeds=torch.cat([run.own["next"]] * len(branches)),
+                attention_mask=mask,
+                position_ids=mask.sum(-1, keepdim=True) - 1,
+                past_key_values=run.own["cache"],
+                use_cache=True,
+            )
         return self.head(output.last_hidden_state[:, -1]).float()
 
     def choose(self, run: TokenRun, logits: torch.Tensor) -> torch.Tensor:
@@ -397,6 +404,25 @@ class CausalDecoder(Decoder):
     def save(self, directory: str | Path) -> None:
         self.model.save_pretrained(directory)
         self.processor.save_pretrained(directory)
+
+
+class _HeadsApart(TorchFunctionMode):
+    """A query per head: for a single query transformers folds the heads of a group into the queries."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or len(args) < 2:
+            return func(*args, **kwargs)
+        query, key = args[:2]
+        if query.shape[-2] != self.groups or query.shape[1] != key.shape[1]:
+            return func(*args, **kwargs)
+        apart = query.reshape(query.shape[0], -1, 1, query.shape[-1])
+        output = func(apart, *args[1:], **{**kwargs, "enable_gqa": True})
+        return output.reshape(*query.shape[:3], output.shape[-1])
 
 
 def _warpers(settings: Mapping[str, Any]) -> list[Any]:

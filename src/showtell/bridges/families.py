@@ -10,18 +10,20 @@ class Family:
     """name: for people. classes: `_class_name` of model_index.json, or `architectures` of config.json.
     adapter: "module:attribute" inside this package; see docs/bridges.md for what the attribute may be. can:
         abilities (keys of
-        `showtell.bridges.base.ABILITIES`).
+        `showtell.bridges.base.ABILITIES`). note: what the installed libraries cannot do, said below the table.
     """
 
     name: str
     classes: tuple[str, ...]
     adapter: str
     can: frozenset[str]
+    note: str = ""
 
 
 DENOISER = frozenset({"generate", "invert", "attend"})
 VIDEO = frozenset({"animate", "attend"})
 EDITOR = frozenset({"edit", "invert", "attend"})
+BOTH_WAYS = frozenset({"generate", "caption", "answer", "attend"})
 
 FAMILIES: tuple[Family, ...] = (
     Family(
@@ -70,6 +72,15 @@ FAMILIES: tuple[Family, ...] = (
     Family("ControlNet", ("StableDiffusionControlNetPipeline",), "controlnet:ControlNet", DENOISER),
     Family("ControlNet XL", ("StableDiffusionXLControlNetPipeline",), "controlnet:ControlNetXL", DENOISER),
     Family("aMUSEd", ("AmusedPipeline",), "amused:load", frozenset({"generate", "attend"})),
+    Family("Janus", ("JanusForConditionalGeneration",), "janus:load", BOTH_WAYS),
+    Family("Emu3", ("Emu3ForConditionalGeneration",), "emu3:load", BOTH_WAYS),
+    Family(
+        "Chameleon",
+        ("ChameleonForConditionalGeneration",),
+        "chameleon:load",
+        frozenset({"caption", "answer"}),
+        note="the library reads its image tokens and has no decoder for them, so it makes no images",
+    ),
 )
 
 
@@ -89,7 +100,8 @@ def table() -> str:
         + " |"
         for family in FAMILIES
     ]
-    return "\n".join([head, *rows])
+    notes = [f"\n{family.name}: {family.note}." for family in FAMILIES if family.note]
+    return "\n".join([head, *rows, *notes])
 
 
 def offering(ability: str) -> list[str]:
