@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import showtell
 import tiny
 from showtell.bridges.attention import Site
 from showtell.bridges.layout import Place
+from showtell.errors import ShowtellError
 from test_bridges_attention import IDENTITIES, At
 
 ONE = ["a red ring left of a blue star"]
@@ -127,6 +130,22 @@ class FamilyTests:
         assert np.abs(self.ours(THREE, seed=3, batch_size=2) - together).max() <= 1e-3
         assert np.abs(self.ours(THREE[:1], seed=3)[0] - together[0]).max() <= 1e-3
 
+    def test_images_to_latents_and_back(self) -> None:
+        bridge: Any = showtell.load(self.pipeline)
+        if "invert" not in bridge.can:
+            with pytest.raises(ShowtellError, match="cannot invert"):
+                bridge.to_latents(np.zeros((32, 32, 3), dtype=np.float32))
+            return
+        latents = self.ours(ONE, output_type="latent")
+        images = self.ours(ONE)
+        decoded = bridge.to_images(torch.tensor(latents), output_type="np")
+        assert np.abs(np.stack(decoded) - images).max() <= 1e-5
+        adapter = bridge.adapter
+        with torch.no_grad():
+            encoded = adapter.latents_of(torch.tensor(images).permute(0, 3, 1, 2) * 2 - 1)
+        assert encoded.shape == latents.shape
+        assert (adapter.rescale(adapter.unscale(encoded)) - encoded).abs().max() < 1e-4
+
     def test_saved_and_loaded(self, tmp_path: Path) -> None:
         bridge = showtell.load(self.pipeline)
         bridge.save(tmp_path)
@@ -134,6 +153,23 @@ class FamilyTests:
         loaded.pipeline.set_progress_bar_config(disable=True)
         assert loaded.name == bridge.name and "attend" in loaded.can
         assert np.abs(self.ours(ONE, loaded.pipeline) - self.ours(ONE)).max() <= 1e-5
+
+    def test_lora_attaches_and_detaches(self) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        pipeline = fresh(type(self).maker)
+        bridge: Any = showtell.load(pipeline)
+        before = self.ours(ONE, pipeline)
+        config = LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        inject_adapter_in_model(config, bridge.adapter.denoiser, "style")
+        changed = self.ours(ONE, pipeline)
+        assert np.abs(changed - before).max() > 1e-3
+        assert np.abs(changed - self.theirs(ONE, pipeline)).max() <= 1e-4
+        for layer in bridge.adapter.denoiser.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.delete_adapter("style")
+        assert np.abs(self.ours(ONE, pipeline) - before).max() < 1e-5
 
     # Attention
 
@@ -213,6 +249,26 @@ class FamilyTests:
         changed, plain = self.watched(At(edit)), self.watched()
         assert np.array_equal(changed[0], plain[0]) and np.abs(changed[1] - plain[1]).max() > 1e-5
 
+    def test_edits_by_word_do_not_depend_on_the_batch(self) -> None:
+        """The short text of a batch of unequal ones is where the layout says it is."""
+        bridge: Any = showtell.load(self.pipeline)
+
+        def strengthen(run: Any, site: Site) -> None:
+            weights = torch.ones(len(run.prompts), 1, 1, site.text.stop - site.text.start)
+            for i, prompt in enumerate(run.prompts):
+                weights[i, ..., list(bridge.words(prompt, **self.options())["table"])] = 5.0
+            site.rescale(weights)
+
+        prompts = ["a table", "a big dog on the green table"]
+        more: dict[str, Any] = {"num_inference_steps": 2}
+        if self.video:
+            more["output_type"] = "latent"
+        together = self.ours(prompts, seed=[7, 8], using=[At(strengthen)], **more)
+        alone = self.ours(prompts[:1], seed=[7], using=[At(strengthen)], **more)
+        plain = self.ours(prompts[:1], seed=[7], **more)
+        effect, difference = np.abs(alone - plain).max(), np.abs(together[0] - alone[0]).max()
+        assert effect > 1e-4 and difference <= max(1e-5, effect / 20)
+
     def test_gradients_of_maps_reach_the_latents(self) -> None:
         class Probe(At):
             def before(self, run: Any, latents: torch.Tensor) -> None:
@@ -246,8 +302,6 @@ class FamilyTests:
     def test_what_is_cut_is_said_in_words(self) -> None:
         if not self.cut_off:
             return
-        import warnings
-
         prompt = " ".join(["a red ring left of a blue star above the big green square table"] * 20)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

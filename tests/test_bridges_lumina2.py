@@ -20,7 +20,10 @@ def pipeline() -> Any:
     return diffusers.Lumina2Pipeline(
         tokenizer=tokenizer,
         text_encoder=gemma_text(tokenizer),
-        vae=tiny.vae(shift_factor=0.1),
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(8, 8, 8, 8), norm_num_groups=4, latent_channels=4, shift_factor=0.1,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        ).eval(),
         transformer=diffusers.Lumina2Transformer2DModel(
             sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
             num_attention_heads=3, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 2, 2),
