@@ -154,6 +154,8 @@ class Run:
         scheduler: this call's own copy of the diffusers scheduler. timesteps: its timesteps.
         step: index of the current step; steps: how many there are. timestep: timesteps[step].
         latents: the current latents, (n, channels, height, width) or (n, channels, frames, height, width).
+        given: inside a `prediction` hook, the latents whose prediction it combines (`latents`, or what a
+            technique passed to `predict`).
         height, width, num_frames: size of the output in pixels and frames.
     """
 
@@ -171,6 +173,7 @@ class Run:
     step: int
     steps: int
     latents: torch.Tensor
+    given: torch.Tensor | None
     height: int
     width: int
     num_frames: int | None

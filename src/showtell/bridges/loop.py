@@ -21,6 +21,7 @@ class DenoisingRun(Run):
     def __init__(self, bridge: Any, adapter: Adapter, prompts: list[str], techniques: Any) -> None:
         super().__init__(bridge, prompts, techniques)
         self.adapter = adapter
+        self.given = None
         self._level = 0  # index of the timestep whose noise level the current latents have
         self._compiled: bool | None = None
         self._layout: TokenLayout | None = None
@@ -38,9 +39,13 @@ class DenoisingRun(Run):
         branches["text"] = self._edited(branches["text"])
         outputs = self._forward(latents, branches, timestep)
         guided = self.adapter.guide(self, outputs)
+        before = self.given, self._level
+        self.given = latents
+        self._level = self._level if timestep is None else self._index(timestep)
         for technique in overriding(self.techniques, "prediction"):
             changed = technique.prediction(self, guided, outputs["text"], outputs.get("negative"))
             guided = guided if changed is None else changed
+        self.given, self._level = before
         return guided
 
     def clean(self, prediction: torch.Tensor, latents: torch.Tensor, timestep: Any = None) -> torch.Tensor:

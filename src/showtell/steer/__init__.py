@@ -1,0 +1,1 @@
+"""Inference-time machinery that many papers share: techniques, and functions that techniques use."""

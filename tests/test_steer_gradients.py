@@ -1,0 +1,108 @@
+"""Gradient steps on the latents lower their loss, alone for each sample; without size they change no bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from showtell.errors import ShowtellError
+from showtell.steer.gradients import AttentionGradient, excite, inside
+from showtell.steer.maps import RecordMaps, TokenMaps, averaged, places
+from steering import FAMILIES, PROMPTS, sampled
+
+LEFT = (0.0, 0.0, 0.5, 1.0)
+BOXES = {"red ring": LEFT, "dog": LEFT}
+
+
+class Watched(AttentionGradient):
+    """Also keeps the loss before and after the gradient steps of each sampling step."""
+
+    def before(self, run: Any, latents: torch.Tensor) -> torch.Tensor | None:
+        changed = super().before(run, latents)
+        if changed is not None:
+            LOSSES.append((self.gradient(run, latents)[0], self.gradient(run, changed)[0]))
+        return changed
+
+
+LOSSES: list[Any] = []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("loss", [inside(BOXES), excite("ring", "star", "dog")], ids=["inside", "excite"])
+def test_steps_lower_the_loss_of_every_sample(name: str, loss: Any) -> None:
+    LOSSES.clear()
+    plain = sampled(name)
+    changed = sampled(name, Watched(loss, size=0.02, until=0.5, refinements=2, normalised=True))
+    assert len(LOSSES) == 2  # progress 0 and 1/3 of three steps
+    for before, after in LOSSES:
+        assert before.shape == (2,) and (after < before).all()
+    assert not torch.equal(changed, plain)
+    assert torch.equal(sampled(name, AttentionGradient(loss, size=0.0)), plain)
+    assert torch.equal(sampled(name, AttentionGradient(loss, until=0.0)), plain)
+    assert torch.equal(sampled(name, AttentionGradient(loss, enough=1e9)), plain)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_samples_are_independent(name: str) -> None:
+    technique = AttentionGradient(inside(BOXES), size=0.05, normalised=True)
+    together = sampled(name, technique)
+    alone = sampled(name, technique, prompts=PROMPTS[:1])
+    assert torch.allclose(together[0], alone[0], atol=1e-3)
+
+
+def test_a_sample_without_the_words_is_left_alone() -> None:
+    changed, plain = sampled("sd", AttentionGradient(inside({"dog": LEFT}), size=5.0)), sampled("sd")
+    assert torch.equal(changed[0], plain[0]) and not torch.equal(changed[1], plain[1])
+
+
+def test_schedules() -> None:
+    sizes, counts = [], []
+
+    def size(progress: float) -> float:
+        sizes.append(progress)
+        return 0.01
+
+    def refinements(step: int) -> int:
+        counts.append(step)
+        return 0
+
+    plain = sampled("sd")
+    technique = AttentionGradient(inside(BOXES), size=size, until=1.0, refinements=refinements)
+    assert torch.equal(sampled("sd", technique), plain)
+    assert sizes == [0, 1 / 3, 2 / 3] and counts == [0, 1, 2]
+
+
+def test_no_place_is_an_error() -> None:
+    with pytest.raises(ShowtellError, match="where"):
+        sampled("sd", AttentionGradient(inside(BOXES), where=lambda place: False))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_recorded_maps(name: str) -> None:
+    found: list[torch.Tensor] = []
+    chosen: list[Any] = []
+
+    def where(place: Any) -> bool:
+        chosen.append(place)
+        return places(largest=4, depths=(0.0, 0.9))(place)
+
+    changed = sampled(name, RecordMaps(lambda run, maps: found.append(maps), where, over="text"))
+    assert torch.equal(changed, sampled(name))
+    [maps] = found
+    assert maps.shape[0] == 2 and maps.shape[2:] == (4, 4)
+    assert (maps.sum(dim=1) - 1).abs().max() < 1e-5  # every image token spends all its attention on the text
+
+
+def test_average_over_places() -> None:
+    class At:
+        grid = (1, 2)
+
+    class Fine:
+        grid = (2, 4)
+
+    coarse = TokenMaps(At, torch.tensor([[[[0.0, 1.0]]]]))  # type: ignore[arg-type]
+    fine = TokenMaps(Fine, torch.zeros(1, 1, 2, 4))  # type: ignore[arg-type]
+    assert averaged([coarse, fine]).shape == (1, 1, 2, 4)
+    assert torch.allclose(averaged([coarse, fine], (1, 2)), torch.tensor([[[[0.0, 0.5]]]]))
