@@ -152,7 +152,7 @@ def test_guidance_of_one_ignores_the_empty_prompt() -> None:
     assert torch.allclose(model._guide(logits, 3.0), blank + 3 * (told - blank))
 
 
-@pytest.mark.parametrize("trunk", ["conv", "vit"])
+@pytest.mark.parametrize("trunk", ["conv", "unet"])
 def test_slots_of_the_parser_hold_their_objects(trunk: str) -> None:
     model = SceneParser(SceneParserConfig(trunk=trunk, width=32, depth=1)).eval()
     out = model(torch.zeros(1, 3, 64, 64))

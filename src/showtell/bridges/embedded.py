@@ -176,6 +176,10 @@ class EmbeddedAdapter(Adapter):
         ids, valid = self.reader.tensors(rows)
         return Text(self.denoiser.backbone.embed_tokens(ids), mask=valid)
 
+    def set_timesteps(self, run: Run, steps: int) -> None:
+        run.scheduler.set_timesteps(steps, device=self.device)
+        run.timesteps = run.scheduler.timesteps
+
     def condition(self, run: Run) -> None:
         images, model = run.options.get("image"), self.denoiser
         source = None if images is None else signal(images, model.config.image_size, self.device)

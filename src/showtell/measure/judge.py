@@ -1,7 +1,7 @@
 """The judge: a network that parses any image back into a Scene, and the scores that follow from it.
 
-Two judges of different architecture and training draw are packaged ("judge", convolutional, and "judge2", a vision
-transformer): what one has optimised, the other scores. Their own accuracy is in docs/judge.md.
+Two judges of different architecture and training draw are packaged ("judge", dilated convolutions at one resolution,
+and "judge2", U-shaped): what one has optimised, the other scores. Their own accuracy is in docs/judge.md.
 """
 
 from __future__ import annotations
@@ -89,10 +89,10 @@ class Judge:
 
 @lru_cache(maxsize=4)
 def load_judge(name: str = "judge", device: str = "cpu") -> Judge:
-    """A packaged judge, one of `JUDGES`. The second one reads by its network alone, so the two err independently."""
+    """A packaged judge, one of `JUDGES`."""
     if name not in JUDGES:
         raise ShowtellError(f"unknown judge {name!r}; use one of: {', '.join(JUDGES)}")
-    return Judge.from_pretrained(folder(name), device, rendering=name == JUDGES[0])
+    return Judge.from_pretrained(folder(name), device)
 
 
 @dataclass(frozen=True)

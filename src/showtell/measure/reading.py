@@ -14,7 +14,8 @@ from showtell.nets.scene_parser import OBJECT_HEADS
 from showtell.world import Scene, SceneObject, draw
 from showtell.world.scene import MAX_OBJECTS, RADIUS, TURNABLE
 
-PLAUSIBLE = 0.003  # values less probable than this are not drawn
+PLAUSIBLE = 0.0005  # values less probable than this are not drawn
+ADDED = 0.97  # an object that the network did not report must bring the error below this share of it
 _STEP = 1 / 64
 
 
@@ -94,16 +95,18 @@ def improve(drafts: list[Draft], images: np.ndarray, sweeps: int = 2) -> None:
             queues = [list(propose(draft)) for draft in drafts]
             for turn in range(max(map(len, queues), default=0)):
                 tried = [(i, change) for i, queue in enumerate(queues) if turn < len(queue) for change in queue[turn]]
-                _keep_best(drafts, tried, wanted, best)
+                _keep_best(drafts, tried, wanted, best, ADDED if propose is _additions else 1.0)
 
 
-def _keep_best(drafts: list[Draft], tried: list[tuple[int, Change]], wanted: np.ndarray, best: np.ndarray) -> None:
+def _keep_best(
+    drafts: list[Draft], tried: list[tuple[int, Change]], wanted: np.ndarray, best: np.ndarray, share: float
+) -> None:
     made = [(i, change(drafts[i])) for i, change in tried]
     if not made:
         return
     errors = _errors([draft.scene() for _, draft in made], wanted, np.array([i for i, _ in made]))
     for (i, draft), error in sorted(zip(made, errors, strict=True), key=lambda pair: -pair[1]):
-        if error < best[i] - 1e-3:
+        if error < share * best[i] - 1e-3:
             best[i] = error
             _copy(draft, drafts[i])
 
@@ -137,14 +140,17 @@ def _likely(draft: Draft, slot: int, name: str) -> list[Any]:
 
 
 def _scenery(draft: Draft) -> Iterator[list[Change]]:
-    """Backgrounds, styles and lights."""
-    for name, values in SCENE_VALUES.items():
-        likely = [v for v, p in zip(values, draft.out[name], strict=True) if p > PLAUSIBLE]
-        yield [partial(_scened, name=name, value=value) for value in likely]
+    """Backgrounds; styles with lights."""
+    likely = {
+        name: [v for v, p in zip(values, draft.out[name], strict=True) if p > PLAUSIBLE]
+        for name, values in SCENE_VALUES.items()
+    }
+    yield [partial(_scened, background=value) for value in likely["background"]]
+    yield [partial(_scened, style=style, light=light) for style in likely["style"] for light in likely["light"]]
 
 
-def _scened(draft: Draft, name: str, value: str) -> Draft:
-    return replace(draft, rest=draft.rest | {name: value})
+def _scened(draft: Draft, **values: str) -> Draft:
+    return replace(draft, rest=draft.rest | values)
 
 
 def _places(draft: Draft) -> Iterator[list[Change]]:
@@ -188,12 +194,16 @@ def _colours(draft: Draft) -> Iterator[list[Change]]:
         yield [_set(i, colour=colour) for colour in _likely(draft, slot, "colour")]
 
 
-def _presence(draft: Draft) -> Iterator[list[Change]]:
-    """Objects that may not be there, and objects that may."""
-    size = len(draft.out["present"]) // len(OBJECT_VALUES["size"])
+def _absences(draft: Draft) -> Iterator[list[Change]]:
+    """Objects that may not be there."""
     for slot in draft.slots:
         if draft.out["present"][slot] < 0.98:
             yield [partial(_without, slot=slot)]
+
+
+def _additions(draft: Draft) -> Iterator[list[Change]]:
+    """Objects that may be there all the same."""
+    size = len(draft.out["present"]) // len(OBJECT_VALUES["size"])
     for slot in np.flatnonzero(draft.out["present"] > 0.02).tolist():
         if slot not in draft.slots and all(_apart(draft.out, slot, j, size) for j in draft.slots):
             yield [partial(_with, slot=slot, size=size)]
@@ -228,4 +238,4 @@ def _swapped(draft: Draft, i: int, j: int) -> Draft:
 
 
 # The scenery comes last: while objects are wrong, a style that hides them may look closer.
-_COORDINATES = (_places, _kinds, _colours, _sizes, _finishes, _presence, _orders, _places, _scenery)
+_COORDINATES = (_places, _kinds, _colours, _sizes, _finishes, _absences, _additions, _orders, _places, _scenery)

@@ -50,4 +50,4 @@ def discriminant(between: np.ndarray, within: np.ndarray, size: int, ridge: floa
     scale = ridge * np.trace(within) / len(within)
     _, vectors = eigh(between.T @ between / len(between), within + scale * np.eye(len(within)),
                       subset_by_index=(len(within) - size, len(within) - 1))  # fmt: skip
-    return np.asarray(vectors[:, ::-1])
+    return np.ascontiguousarray(vectors[:, ::-1])

@@ -1,8 +1,8 @@
 """The judge's network: an image in, its objects and the scene's global facts out, densely predicted.
 
-Every cell of a grid says, per size class, whether an object of that size is centred in it, and what it is; so objects
-of different sizes may share a centre (one inside another). Two trunks of different architecture give two independent
-judges: "conv" (residual convolutions, 16x16 cells) and "vit" (patches in an encoder, 8x8 cells).
+Every cell of a 16x16 grid says, per size class, whether an object of that size is centred in it, and what it is; so
+objects of different sizes may share a centre (one inside another). Two trunks of different architecture give two
+judges: "conv" (dilated residual convolutions at one resolution) and "unet" (down and up again, with a skip).
 Source of centre-point detection: Objects as Points, arXiv 1904.07850.
 """
 
@@ -24,7 +24,7 @@ _CHANNELS = 1 + 2 + 1 + sum(OBJECT_HEADS.values())  # present, offset, depth, at
 
 
 class SceneParserConfig(PretrainedConfig):
-    """Sizes of a SceneParser. trunk: "conv" or "vit"; width and depth of it; letters: of the longest word."""
+    """Sizes of a SceneParser. trunk: "conv" or "unet"; width and depth of it; letters: of the longest word."""
 
     model_type = "showtell_scene_parser"
 
@@ -63,20 +63,25 @@ def conv_trunk(width: int, depth: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-class _Patches(nn.Module):
-    """A pre-norm transformer encoder over 8x8-pixel patches."""
+class _UNet(nn.Module):
+    """Down to 8x8 cells and up again to 16x16, with a skip. (n, 3, h, w) -> (n, width, h / 4, w / 4)."""
 
-    def __init__(self, width: int, depth: int, cells: int) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
-        self.patch = nn.Conv2d(3, width, 8, stride=8)
-        self.place = nn.Parameter(0.02 * torch.randn(cells, width))
-        layer = nn.TransformerEncoderLayer(width, max(width // 32, 1), 2 * width, 0.0, "gelu", batch_first=True,
-                                           norm_first=True)  # fmt: skip
-        self.mixer = nn.TransformerEncoder(layer, depth, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        half, wide = width // 2, 3 * width // 2
+        self.fine = nn.Sequential(
+            nn.Conv2d(3, half, 3, padding=1), nn.AvgPool2d(2), _Residual(half),
+            nn.Conv2d(half, width, 3, padding=1), nn.AvgPool2d(2), _Residual(width),
+        )  # fmt: skip
+        self.coarse = nn.Sequential(
+            nn.Conv2d(width, wide, 3, padding=1), nn.AvgPool2d(2), *(_Residual(wide) for _ in range(depth)),
+            nn.Conv2d(wide, width, 3, padding=1), nn.Upsample(scale_factor=2, mode="nearest"),
+        )  # fmt: skip
+        self.merge = nn.Sequential(nn.Conv2d(2 * width, width, 1), _Residual(width), nn.GroupNorm(8, width), nn.SiLU())
 
     def forward(self, images: Tensor) -> Tensor:
-        grid = self.patch(images)
-        return self.mixer(grid.flatten(2).transpose(1, 2) + self.place).transpose(1, 2).reshape(grid.shape)
+        fine = self.fine(images)
+        return self.merge(torch.cat([fine, self.coarse(fine)], dim=1))
 
 
 class SceneParser(PreTrainedModel):
@@ -89,12 +94,10 @@ class SceneParser(PreTrainedModel):
     def __init__(self, config: SceneParserConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.stride = 4 if config.trunk == "conv" else 8
+        self.stride = 4
         self.grid = config.image_size // self.stride
-        if config.trunk == "conv":
-            self.trunk: nn.Module = conv_trunk(width, config.depth)
-        else:
-            self.trunk = _Patches(width, config.depth, self.grid**2)
+        trunks = {"conv": conv_trunk, "unet": _UNet}
+        self.trunk: nn.Module = trunks[config.trunk](width, config.depth)
         self.object_head = nn.Sequential(nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, SIZES * _CHANNELS, 1))
         self.global_head = nn.Linear(2 * width, sum(GLOBAL_HEADS.values()))
         self.rows = 16 // self.stride  # words are written within the lowest 16 pixels

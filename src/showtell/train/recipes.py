@@ -162,8 +162,8 @@ RECIPES: dict[str, Recipe] = {
         "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
     ),
     "judge2": Recipe(
-        "scene parser, vision transformer, another draw of scenes",
-        lambda: _parser(trunk="vit", width=128, depth=4), _scenes, objectives.parser_objective, 12000, 256, 1e-3,
+        "scene parser, U-shaped, another draw of scenes",
+        lambda: _parser(trunk="unet", width=64), _scenes, objectives.parser_objective, 12000, 256, 1e-3,
     ),
     "fsq": Recipe(
         "image tokenizer, 256 tokens of 1,000 codes",
@@ -261,7 +261,7 @@ def train_packaged_tokenizer(target: Path) -> None:
     files.write(target / "words.json", json.dumps(known_words([*texts, *names]), ensure_ascii=False))
 
 
-def fit_emoji_eye(target: Path, draws: int = 12, seed: int = 0) -> None:
+def fit_emoji_eye(target: Path, draws: int = 6, seed: int = 0) -> None:
     """The emoji retrieval model: a linear discriminant between all emoji, each shifted, scaled and noisy `draws` times.
     It has a closed form and takes seconds."""
     from showtell.data.degrade import degrade
@@ -281,7 +281,7 @@ def fit_emoji_eye(target: Path, draws: int = 12, seed: int = 0) -> None:
         within += apart.T @ apart / (draws * len(clean))
     vectors = discriminant(clean - clean.mean(axis=0), within, model.config.embedding_size)
     with torch.no_grad():
-        model.project.weight.copy_(torch.from_numpy(vectors.T))
+        model.project.weight.copy_(torch.from_numpy(vectors).T)
         model.project.bias.copy_(torch.from_numpy(-clean.mean(axis=0) @ vectors))
     model.to(torch.bfloat16).save_pretrained(target)
     card = {"recipe": "emoji-eye", "data": "emoji", "seed": seed, "samples": draws * len(clean)}
