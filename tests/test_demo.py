@@ -81,9 +81,7 @@ def test_what_a_bridge_cannot_do_is_left_out():
 
 def test_the_page_stands_alone_and_escapes():
     page = demo.render(demo.collect(WorldBridge()))
-    assert len(re.findall(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', page)) == len(
-        re.findall("<img ", page)
-    )
+    assert len(re.findall(r'src="data:image/png;base64,[A-Za-z0-9+/=]+"', page)) == len(re.findall("<img ", page))
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "&lt;b&gt;for tests" in page
     for text, language in demo.SCENES:
@@ -114,3 +112,20 @@ def test_a_demo_that_fails_leaves_the_old_page(bridge, monkeypatch, tmp_path):
     with pytest.raises(ShowtellError):
         demo.write(tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text() == "old"
+
+
+def test_demo_page_by_the_packaged_model(tmp_path) -> None:
+    """From the command line with real weights: a page that holds everything, and honest verdicts on it."""
+    import re
+    import subprocess
+    import sys
+
+    page = tmp_path / "demo.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "showtell", "demo", "-o", str(page)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    html = page.read_text(encoding="utf-8")
+    assert str(page) in done.stdout.replace("\n", "")
+    assert len(re.findall(r"data:image/png;base64,", html)) >= 6
+    assert not re.search(r'(?:src|href)="(?!data:|#)', html)  # nothing is fetched from anywhere
