@@ -164,6 +164,31 @@ def edit(
 
 
 @app.command()
+def attention(
+    prompt: Annotated[str, typer.Argument(help="What to show.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The sheet of heat maps.")] = Path("attention.png"),
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the model's own by default.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Where the image attends to each word of its prompt: one heat map for every word."""
+    from showtell import pictures
+
+    _said(prompt, "prompt", "say what the image should show")
+    _image_out(out)
+    bridge = _load(model)
+    from showtell.measure.heatmaps import word_sheet
+    from showtell.steer.segment import word_maps
+
+    image, maps = word_maps(bridge, prompt, seed=seed, num_inference_steps=steps)
+    pictures.save(word_sheet(image, maps), out)
+    words = [word for word, _ in maps]
+    record = {"out": str(out), "prompt": prompt, "seed": seed, "words": words}
+    _print(record if as_json else f"{out}: {len(words)} words, {', '.join(words)}")
+
+
+@app.command()
 def score(
     image: ImageFile,
     text: Annotated[str, typer.Argument(help="What it should show.", show_default=False)],

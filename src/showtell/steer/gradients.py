@@ -20,10 +20,10 @@ Loss = Callable[[Run, list[TokenMaps]], torch.Tensor]
 class AttentionGradient(Technique):
     """Before a step: latents <- latents - size * gradient of the loss on the conditional attention maps.
 
-    loss: see `Loss`. where: the places to read. size: of a step, a number or a function of the progress. until: fraction
-    of the sampling. refinements: gradient steps at each sampling step, a number or a function of the step. enough: a
-    sample whose loss is at most this is left alone. normalised: divides the gradient by its largest absolute value.
-    Each gradient step costs one conditional evaluation and its backward pass. size 0 changes nothing.
+    loss: see `Loss`. where: the places to read. size: of a step, a number or a function of the progress.
+    until: fraction of the sampling. refinements: gradient steps at each sampling step, a number or a function of it.
+    enough: a sample whose loss is at most this is left alone. normalised: divides the gradient by its largest
+    absolute value. Each gradient step costs one conditional evaluation and its backward pass. size 0 changes nothing.
     """
 
     def __init__(

@@ -114,7 +114,7 @@ class ManifoldGuidance(Technique):
     """CFG++: interpolates with a scale in [0, 1], and renoises with the unconditional noise instead of the guided one.
 
     arXiv 2406.08070, algorithm 2. Needs a first-order deterministic scheduler (DDIM, Euler, flow-matching Euler);
-    another is a ShowtellError. scale: lambda; 0 is unconditional sampling. The `guidance_scale` of the call is not used.
+    another is a ShowtellError. scale: lambda; 0 is unconditional sampling. The call's `guidance_scale` is not used.
     """
 
     unconditional = True

@@ -96,12 +96,19 @@ class RecordMaps(Technique):
         if found is None:
             return
         state = run.state(self)
+        if site.grid == (1, 1):  # one image token after the other: step and place in the image are one
+            state.__dict__.setdefault("line", {}).setdefault(run.step, []).append(found.values.detach()[..., 0, 0])
+            return
         sums = state.__dict__.setdefault("sums", {})
         total, count, place = sums.get(site.grid, (0.0, 0, site.place))
         sums[site.grid] = (total + found.values.detach(), count + 1, place)
 
     def finish(self, run: Run, outputs: list[Any]) -> None:
         sums = getattr(run.state(self), "sums", {})
-        if sums:
+        line, grid = getattr(run.state(self), "line", {}), getattr(run, "grid", None)
+        if grid is not None and len(line) == grid[0] * grid[1]:
+            steps = [torch.stack(line[step]).mean(dim=0) for step in sorted(line)]
+            self.receive(run, torch.stack(steps, dim=-1).unflatten(-1, grid).cpu())
+        elif sums:
             means = [TokenMaps(place, total / count) for total, count, place in sums.values()]
             self.receive(run, averaged(means).cpu())

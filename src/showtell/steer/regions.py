@@ -106,7 +106,7 @@ def _weighted(region: Region | None, grid: Sequence[int]) -> torch.Tensor:
 class WordRegions(Technique):
     """Keeps words to their regions: outside of it, the image does not attend to a word.
 
-    regions: word or phrase -> box or mask; the same for all samples (words that a prompt lacks are left alone there), or
+    regions: word or phrase -> box or mask; the same for all samples (words that a prompt lacks are left alone), or
     one mapping per sample. strength: None removes the word outside (no weight at all); a number is subtracted from its
     scores outside and added inside, softly; 0 changes nothing. until: fraction of the sampling.
     """

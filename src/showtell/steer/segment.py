@@ -1,0 +1,81 @@
+"""Where in the image the words are: heat maps and masks from text-to-image attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..bridges.base import Bridge, Run
+from ..errors import ShowtellError
+from .maps import RecordMaps, Where
+from .regions import words_of
+
+
+def normalised(maps: torch.Tensor) -> torch.Tensor:
+    """Each map (..., height, width) stretched to [0, 1]; one that is flat becomes 0."""
+    low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
+    return torch.where(high > low, (maps - low) / (high - low).clamp(min=1e-12), 0.0)
+
+
+def otsu(values: torch.Tensor, bins: int = 64) -> float:
+    """The threshold that separates values into two classes with the largest variance between them (Otsu, 1979).
+
+    It is the middle between the two neighbouring bins' contents; values above it are the upper class.
+    """
+    flat = values.detach().float().flatten()
+    low, high = float(flat.min()), float(flat.max())
+    if low == high:
+        return high
+    counts = torch.histc(flat, bins, low, high).double()
+    centres = torch.linspace(low, high, 2 * bins + 1, dtype=torch.float64)[1::2]
+    weight = counts.cumsum(0) / counts.sum()
+    mean = (counts * centres).cumsum(0) / counts.sum()
+    between = (mean[-1] * weight - mean) ** 2 / (weight * (1 - weight)).clamp(min=1e-12)
+    best = between[:-1] >= between[:-1].max() * (1 - 1e-9)  # every cut through an empty gap is as good
+    cuts = torch.linspace(low, high, bins + 1, dtype=torch.float64)[1:-1]
+    return float(cuts[best].mean())
+
+
+def masks_of(maps: torch.Tensor, threshold: float | None = None) -> torch.Tensor:
+    """Masks (bool) of maps (..., height, width): where the normalised map exceeds `threshold`, by default Otsu's."""
+    stretched = normalised(maps)
+    if threshold is not None:
+        return stretched > threshold
+    flat = stretched.reshape(-1, *maps.shape[-2:])
+    return torch.stack([one > otsu(one) for one in flat]).reshape(maps.shape)
+
+
+def partition(maps: torch.Tensor) -> torch.Tensor:
+    """For maps (words, height, width) the index of the word that each cell belongs to, (height, width)."""
+    return normalised(maps).argmax(dim=-3)
+
+
+def word_maps(
+    bridge: Bridge,
+    prompt: str,
+    *,
+    where: Where | None = None,
+    steps: tuple[float, float] = (0.0, 1.0),
+    over: str = "attended",
+    **options: Any,
+) -> tuple[Any, list[tuple[str, torch.Tensor]]]:
+    """An image of the prompt, and for each of its words in order how much every place attends to it, (height, width).
+
+    where, steps, over: see `RecordMaps`. options: keywords of `generate`. A word of several tokens sums their maps.
+    Raises UnsupportedError where the bridge shows no attention or makes no images.
+    """
+    for ability in ("attend", "generate"):
+        if ability not in bridge.can:
+            raise bridge.unsupported(ability)
+    found: list[tuple[str, torch.Tensor]] = []
+
+    def receive(run: Run, maps: torch.Tensor) -> None:
+        words = words_of(run, run.prompts[0])
+        found.extend((word.text, maps[0, list(word.positions)].sum(0)) for word in words if word.positions)
+
+    using = [*options.pop("using", ()), RecordMaps(receive, where, steps, over)]
+    [image] = bridge.generate(prompt, using=using, **options)
+    if not found:
+        raise ShowtellError(f"{bridge.name} showed no attention between this prompt's words and the image.")
+    return image, found
