@@ -1,4 +1,4 @@
-"""Seconds of the embedded bridge: one image, caption, answer and edit with the model loaded, and whole cold commands."""
+"""Seconds of the embedded bridge: one image, caption, answer and edit with the model loaded; whole cold commands."""
 
 from __future__ import annotations
 

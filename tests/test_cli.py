@@ -408,8 +408,8 @@ def test_train(run, monkeypatch, tmp_path):
     )
     names = (name,)
     assert calls == [
-        (names, {"data": None, "out": out, "resume": False, "steps": None, "batch": None, "seed": 0}),
-        (names, {"data": "emoji", "out": out, "resume": True, "steps": 5, "batch": 8, "seed": 2}),
+        (names, {"data": None, "out": out, "resume": False, "steps": None, "batch": None, "init": None, "seed": 0}),
+        (names, {"data": "emoji", "out": out, "resume": True, "steps": 5, "batch": 8, "init": None, "seed": 2}),
     ]
 
 
@@ -432,7 +432,10 @@ def test_warnings_of_a_bridge_are_one_line(run, bridge, monkeypatch, picture):
 def test_training_that_was_interrupted_says_how_to_go_on(run, monkeypatch, tmp_path):
     from showtell.train import recipes
 
-    monkeypatch.setattr(recipes, "run", lambda *_, **__: SimpleNamespace(interrupted=True))
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "run", stopped)
     code, out, err = run("train", recipes.NAMES[0], "--out", tmp_path / "run")
     assert (code, out) == (130, "")
     assert "--resume" in err

@@ -300,11 +300,10 @@ def measure(
         rows = [(name, *(f"{row[c]:.3f}" for c in columns)) for name, row in figures.items()]
         heads = ["pictures", *columns]
     else:
-        import showtell
         from showtell.measure.both_ways import TARGETS, load_eye
         from showtell.measure.both_ways import measure as measured
 
-        figures = measured(showtell.load(model), number, seed, eye=load_eye(), split=split)
+        figures = measured(_load(model), number, seed, eye=load_eye(), split=split)
         rows = [(name, f"{value:.3f}", f"{TARGETS[name]:.2f}") for name, value in figures.items()]
         heads = ["figure", "measured", "target"]
     _print({"n": number, "seed": seed, "split": split, "figures": figures}) if as_json else _table(heads, rows)
@@ -333,8 +332,14 @@ def demo(
 
 
 def _load(model: str | None) -> Bridge:
+    """The bridge, loaded without the libraries' own progress bars: standard error is for errors and warnings."""
+    import diffusers
+    import transformers
+
     import showtell
 
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     return showtell.load() if model is None else showtell.load(model)
 
 
