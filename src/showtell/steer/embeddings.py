@@ -77,10 +77,10 @@ class Mixed(Technique):
     """Samples from between the call's prompt and another: see `mixed`. amount 0 changes nothing."""
 
     def __init__(self, prompt: str | list[str], amount: float) -> None:
-        self.prompt, self.amount = prompt, amount
+        self.other, self.amount = prompt, amount
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
-        other = run.encode(spread(self.prompt, len(run.prompts), "prompt"))
+        other = run.encode(spread(self.other, len(run.prompts), "prompt"))
         run.text = mixed(run.text, _like(other, run.text), self.amount)
 
 
@@ -114,13 +114,13 @@ class PromptSchedule(Technique):
     """
 
     def __init__(self, prompt: Callable[[float, str], str]) -> None:
-        self.prompt = prompt
+        self.choose = prompt
 
     def before(self, run: Run, latents: torch.Tensor) -> None:
         state = run.state(self)
         if not hasattr(state, "own"):
             state.own = run.text
-        wanted = [self.prompt(run.progress, own) for own in run.prompts]
+        wanted = [self.choose(run.progress, own) for own in run.prompts]
         run.text = state.own if wanted == run.prompts else _like(run.encode(wanted), state.own)
 
 
