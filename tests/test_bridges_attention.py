@@ -48,9 +48,7 @@ class At(Technique):
 
 def images(name: str, *using: Technique, **more: Any) -> np.ndarray:
     bridge = showtell.load(tiny.shared(name))
-    return np.stack(
-        bridge.generate(PROMPTS, using=using, **tiny.keywords(name, num_inference_steps=2, **more))
-    )
+    return np.stack(bridge.generate(PROMPTS, using=using, **tiny.keywords(name, num_inference_steps=2, **more)))
 
 
 @pytest.mark.parametrize("name", tiny.MAKERS)
@@ -74,9 +72,7 @@ def test_attention_calls_come_from_the_modules_named(name: str) -> None:
     ran: list[str] = []
     for module_name, module in model.named_modules():
         if hasattr(module, "processor"):
-            module.register_forward_pre_hook(
-                lambda m, args, kwargs, n=module_name: ran.append(n), with_kwargs=True
-            )
+            module.register_forward_pre_hook(lambda m, args, kwargs, n=module_name: ran.append(n), with_kwargs=True)
     said: list[str] = []
     showtell.load(pipeline).generate(
         PROMPTS[0],
@@ -290,9 +286,7 @@ def test_text_encoder_and_vae_are_outside() -> None:
             counted.append(site.depth)
             assert site.of == 14
 
-    showtell.load(pipeline).generate(
-        "a big dog", using=[Reads()], **tiny.keywords("sd", num_inference_steps=1)
-    )
+    showtell.load(pipeline).generate("a big dog", using=[Reads()], **tiny.keywords("sd", num_inference_steps=1))
     assert max(counted) == 13 and original is F.scaled_dot_product_attention
 
 
@@ -302,9 +296,7 @@ def test_attention_that_cannot_be_seen_is_an_error() -> None:
     pipeline = tiny.make("sd")
     pipeline.unet.set_attn_processor(AttnProcessor())
     with pytest.raises(ShowtellError, match="set_default_attn_processor"):
-        showtell.load(pipeline).generate(
-            "a dog", using=[At(lambda run, site: site.maps())], **tiny.keywords("sd")
-        )
+        showtell.load(pipeline).generate("a dog", using=[At(lambda run, site: site.maps())], **tiny.keywords("sd"))
 
 
 def test_techniques_compose_in_order() -> None:
@@ -319,9 +311,7 @@ def test_techniques_compose_in_order() -> None:
             return [run.prompts[0]]
 
     bridge = showtell.load(tiny.shared("sd"))
-    assert bridge.generate("a dog", using=[Add(" and"), Add(" cat")], **tiny.keywords("sd")) == [
-        "a dog and cat"
-    ]
+    assert bridge.generate("a dog", using=[Add(" and"), Add(" cat")], **tiny.keywords("sd")) == ["a dog and cat"]
 
 
 def test_later_techniques_see_earlier_edits() -> None:

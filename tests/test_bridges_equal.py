@@ -133,9 +133,7 @@ def test_sample_is_independent_of_its_batch(name: str) -> None:
 
 
 def test_samples_of_one_prompt_differ() -> None:
-    images = showtell.load(tiny.shared("sd")).generate(
-        "a dog", num_images_per_prompt=2, **tiny.keywords("sd")
-    )
+    images = showtell.load(tiny.shared("sd")).generate("a dog", num_images_per_prompt=2, **tiny.keywords("sd"))
     assert len(images) == 2 and np.abs(images[0] - images[1]).max() > 1e-2
 
 
@@ -193,9 +191,7 @@ def test_pixart_in_one_step() -> None:
 def test_pixart_at_its_trained_sizes() -> None:
     pipeline = tiny.make("pixart")
     pipeline.transformer.register_to_config(sample_size=32)
-    keywords = tiny.keywords(
-        "pixart", use_resolution_binning=True, height=64, width=128, num_inference_steps=2
-    )
+    keywords = tiny.keywords("pixart", use_resolution_binning=True, height=64, width=128, num_inference_steps=2)
     expected = reference(pipeline, ONE, **keywords)
     assert expected.shape == (1, 64, 128, 3)
     assert np.abs(ours(pipeline, ONE, **keywords) - expected).max() <= 1e-4

@@ -64,9 +64,7 @@ def test_every_family_of_the_table_is_there() -> None:
 
 
 def test_unknown_hub_id_while_offline() -> None:
-    with pytest.raises(
-        ShowtellError, match=r"^nobody/nothing is not a local folder, and the hub cannot be reached"
-    ):
+    with pytest.raises(ShowtellError, match=r"^nobody/nothing is not a local folder, and the hub cannot be reached"):
         showtell.load("nobody/nothing")
 
 
@@ -132,9 +130,7 @@ def test_family_that_the_installed_library_lacks(copy: Path, monkeypatch: pytest
     monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, row))
     index = copy / "model_index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "FuturePipeline"}))
-    with pytest.raises(
-        ShowtellError, match=r"FuturePipeline \(Future\), which the installed diffusers lacks"
-    ):
+    with pytest.raises(ShowtellError, match=r"FuturePipeline \(Future\), which the installed diffusers lacks"):
         showtell.load(copy)
     with pytest.raises(ShowtellError, match="Future needs a newer library"):
         _target(row)
@@ -157,9 +153,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    "bad, message", BAD, ids=[str(sorted(bad)) + str(i) for i, (bad, _) in enumerate(BAD)]
-)
+@pytest.mark.parametrize("bad, message", BAD, ids=[str(sorted(bad)) + str(i) for i, (bad, _) in enumerate(BAD)])
 def test_bad_calls(bad: dict[str, Any], message: str) -> None:
     bridge = showtell.load(tiny.shared("sd"))
     with pytest.raises(ShowtellError, match=message) as caught:

@@ -151,9 +151,7 @@ def test_unwritable_pages_and_lists(refused, tmp_path, name):
 
 
 def test_a_list_that_cannot_be_written_leaves_the_grid_unwritten(refused, tmp_path):
-    refused(
-        "world", "sample", "-n", 2, "-o", tmp_path / "grid.png", "--json", tmp_path / "missing" / "o.json"
-    )
+    refused("world", "sample", "-n", 2, "-o", tmp_path / "grid.png", "--json", tmp_path / "missing" / "o.json")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -329,9 +327,7 @@ def test_caption(run, bridge, picture):
     assert run("caption", picture) == (0, "(255, 0, 0) in en\n", "")
     said = run("caption", picture, picture, "-l", "es")[1]
     assert said.splitlines() == [f"{picture}: (255, 0, 0) in es"] * 2
-    assert json.loads(run("caption", picture, "--json")[1]) == [
-        {"image": picture, "caption": "(255, 0, 0) in en"}
-    ]
+    assert json.loads(run("caption", picture, "--json")[1]) == [{"image": picture, "caption": "(255, 0, 0) in en"}]
 
 
 def test_answer(run, bridge, picture):

@@ -188,9 +188,7 @@ def test_the_nearer_object_covers_the_farther_one():
 
 
 def test_edges_lie_where_visible_masks_change():
-    scene = Scene(
-        (SceneObject("circle", "red", "large", x=0.4, depth=1), SceneObject("square", "blue", x=0.6))
-    )
+    scene = Scene((SceneObject("circle", "red", "large", x=0.4, depth=1), SceneObject("square", "blue", x=0.6)))
     lines, shown = edges(scene, 128), masks(scene, 128)
     label = np.concatenate([shown, 1 - shown.sum(0, keepdims=True)]).argmax(0)
     change = np.zeros_like(lines, bool)
@@ -311,9 +309,7 @@ def test_every_value_looks_different(attribute):
 @pytest.mark.parametrize("background", ("white", "black", "meadow"))
 @pytest.mark.parametrize("style", ("flat", "outline", "sepia", "night"))
 def test_small_shapes_stay_apart(style, background):
-    pictures = draw([one(s, "green", "small", background=background, style=style) for s in SHAPES]).astype(
-        int
-    )
+    pictures = draw([one(s, "green", "small", background=background, style=style) for s in SHAPES]).astype(int)
     for one_, other in itertools.combinations(pictures, 2):
         assert (abs(one_ - other).max(-1) > 18).sum() >= 10
 
@@ -321,9 +317,7 @@ def test_small_shapes_stay_apart(style, background):
 @pytest.mark.parametrize("colour", COLOURS)
 def test_every_object_can_be_seen_on_every_background(colour):
     for background in BACKGROUNDS:
-        pictures = draw(
-            [one(colour=colour, background=background), one(colour=colour, background=background, x=0.9)]
-        )
+        pictures = draw([one(colour=colour, background=background), one(colour=colour, background=background, x=0.9)])
         change = abs(pictures[0].astype(int) - pictures[1])[:, :44].max(-1) > 24
         assert change.sum() >= 40, background
 
@@ -338,9 +332,7 @@ def test_a_small_object_shows_two_periods_of_its_texture(texture):
 @pytest.mark.parametrize("light, bright", [("left", np.s_[:, :32]), ("right", np.s_[:, 32:]),
                                            ("above", np.s_[:32]), ("below", np.s_[32:])])  # fmt: skip
 def test_light_brightens_its_own_side(light, bright):
-    lit, plain = (
-        draw(one(colour="grey", size="large", light=way))[0].astype(float) for way in (light, "even")
-    )
+    lit, plain = (draw(one(colour="grey", size="large", light=way))[0].astype(float) for way in (light, "even"))
     change = (lit - plain).mean(-1)
     assert change[bright].sum() > 0 > change.sum() - change[bright].sum()
 

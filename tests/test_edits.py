@@ -71,9 +71,9 @@ def test_remove_and_count_keep_the_others_in_place():
         small, large = sorted((edit.before.objects, edit.after.objects), key=len)
         assert set(small) < set(large)
         assert len({o.facts for o in set(large) - set(small)}) == 1
-        assert str(
-            len([o for o in edit.after.objects if o.facts == (set(large) - set(small)).pop().facts])
-        ) in (edit.instruction)
+        assert str(len([o for o in edit.after.objects if o.facts == (set(large) - set(small)).pop().facts])) in (
+            edit.instruction
+        )
 
 
 def test_add_and_move_keep_the_others_and_collide_with_nothing():

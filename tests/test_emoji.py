@@ -97,9 +97,7 @@ def test_what_the_font_has_no_picture_for_is_dropped(font, monkeypatch):
         NORWAY: "flag of Norway",
         SVALBARD: "flag of Svalbard",
     }
-    monkeypatch.setattr(
-        emoji, "_all_names", lambda: {c: {"en": name} for c, name in (missing | drawn).items()}
-    )
+    monkeypatch.setattr(emoji, "_all_names", lambda: {c: {"en": name} for c, name in (missing | drawn).items()})
     some = emoji.load(cache=False)
     assert [item.char for item in some.items] == list(drawn)
     assert some.dropped == list(missing)
@@ -213,9 +211,7 @@ def test_a_tenth_of_the_combinations_is_unseen(everything):
 def test_unseen_combinations_are_new_but_their_parts_are_not(everything):
     train = [item for item in everything.items if item.split == "train"]
     combinations = {item.combination for item in train}
-    times = Counter(
-        (kind, getattr(item, kind)) for item in train for kind in ("base", "gender", "skin_tone", "colour")
-    )
+    times = Counter((kind, getattr(item, kind)) for item in train for kind in ("base", "gender", "skin_tone", "colour"))
     with_gender = Counter((item.base, item.gender) for item in train)
     for item in (item for item in everything.items if item.split == "unseen"):
         assert item.combination not in combinations
@@ -239,9 +235,7 @@ def test_the_split_does_not_depend_on_the_order(everything):
 
 def test_nothing_is_held_out_whose_words_are_not_in_train(everything):
     own_words = [replace(item, names={"en": f"word{index}"}) for index, item in enumerate(everything.items)]
-    assert {item.split for item in emoji._split([replace(item, split="train") for item in own_words])} == {
-        "train"
-    }
+    assert {item.split for item in emoji._split([replace(item, split="train") for item in own_words])} == {"train"}
 
 
 def same(one, other):
@@ -284,9 +278,7 @@ def test_a_damaged_cache_is_rebuilt(few, damage, monkeypatch):
         case "pickle":
             np.savez(file, images=np.array([{"a": 1}], dtype=object), alpha=1, about=1)
         case "other":
-            np.savez(
-                file, images=first.images[:2], alpha=first.alpha[:2], about=np.frombuffer(b"[]", np.uint8)
-            )
+            np.savez(file, images=first.images[:2], alpha=first.alpha[:2], about=np.frombuffer(b"[]", np.uint8))
     assert same(emoji.load(24), first)
     monkeypatch.setattr(emoji, "_draw_all", lambda *args: pytest.fail("drawn again"))
     assert same(emoji.load(24), first)

@@ -73,16 +73,11 @@ def test_every_attribute_is_said_in_every_style(language):
     things = [SceneObject(s, c) for s in SHAPES for c in COLOURS]
     things += [SceneObject("star", "red", a, t, s) for a in SIZES for t in TEXTURES for s in STATES]
     things += [SceneObject(s, "red", rotation=r) for s in TURNABLE for r in ROTATIONS]
-    things += [
-        SceneObject("star", "pink", motion=Motion(k, to)) for k, targets in MOTIONS.items() for to in targets
-    ]
+    things += [SceneObject("star", "pink", motion=Motion(k, to)) for k, targets in MOTIONS.items() for to in targets]
     scenes = [Scene((thing,)) for thing in things]
     scenes += [Scene((RING,), background=b, style=s) for b in BACKGROUNDS for s in LOOKS]
     scenes += [
-        Scene((RING,), light=light, camera=c, word=w)
-        for light in LIGHTS
-        for c in CAMERAS
-        for w in ("", "HI", "7")
+        Scene((RING,), light=light, camera=c, word=w) for light in LIGHTS for c in CAMERAS for w in ("", "HI", "7")
     ]
     for turn, style in enumerate(STYLES):
         texts = [caption(scene, language, style) for scene in scenes]
@@ -199,10 +194,7 @@ def test_spanish_adjectives_agree_throughout():
                 base = spanish.ADJECTIVES[value]
                 if base.endswith("o"):
                     bent = base[:-1] + ("a" if feminine else "o") + ("s" if many else "")
-                    assert (
-                        bent
-                        in spanish.noun({"shape": thing.shape, "x": 0, **_one(value)}, len(group)).split()
-                    )
+                    assert bent in spanish.noun({"shape": thing.shape, "x": 0, **_one(value)}, len(group)).split()
 
 
 def _one(value):
@@ -228,9 +220,7 @@ def test_english_articles_and_plurals():
     assert caption(Scene((SceneObject("oval", "red"),))) == "a red oval"
     assert caption(Scene((SceneObject("oval", "orange"),))) == "an orange oval"
     assert caption(Scene((SceneObject("heart", "red", rotation=180),))) == "an upside-down red heart"
-    assert (
-        caption(Scene((SceneObject("cross", "red"), SceneObject("cross", "red", x=0.9)))) == "two red crosses"
-    )
+    assert caption(Scene((SceneObject("cross", "red"), SceneObject("cross", "red", x=0.9)))) == "two red crosses"
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -189,9 +189,7 @@ def test_rotation_keeps_its_distance_from_the_centre():
     here = np.stack(np.meshgrid(pixel, pixel), -1)[inside]
     there = here + moved[inside]
     np.testing.assert_allclose(np.hypot(*there.T), np.hypot(*here.T), rtol=1e-4)
-    np.testing.assert_allclose(
-        there, here @ np.array([[0, 1], [-1, 0]]), atol=1e-4
-    )  # (x, y) to (-y, x): clockwise
+    np.testing.assert_allclose(there, here @ np.array([[0, 1], [-1, 0]]), atol=1e-4)  # (x, y) to (-y, x): clockwise
 
 
 def test_every_frame_count_and_its_refusal():

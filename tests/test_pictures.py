@@ -170,9 +170,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-@pytest.mark.parametrize(
-    "name", ["a.xyz", "a", "missing/a.png", "file/a.png", "folder.png", "n" * 300 + ".png"]
-)
+@pytest.mark.parametrize("name", ["a.xyz", "a", "missing/a.png", "file/a.png", "folder.png", "n" * 300 + ".png"])
 def test_where_nothing_can_be_written(tmp_path, name):
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder.png").mkdir()

@@ -24,9 +24,7 @@ def tokenizer(names):
 
 def test_ids(tokenizer):
     assert len(tokenizer) == 2048
-    assert tokenizer.convert_tokens_to_ids(["<pad>", "<bos>", "<eos>", "<sep>", "<image>", "<Mask>"]) == list(
-        range(6)
-    )
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "<bos>", "<eos>", "<sep>", "<image>", "<Mask>"]) == list(range(6))
     assert (
         tokenizer.pad_token_id,
         tokenizer.bos_token_id,
@@ -37,13 +35,9 @@ def test_ids(tokenizer):
 
 def test_emoji_names_round_trip(tokenizer, names):
     encoded = tokenizer(names).input_ids
-    assert tokenizer.batch_decode(encoded, skip_special_tokens=True) == [
-        text.normalise(name) for name in names
-    ]
+    assert tokenizer.batch_decode(encoded, skip_special_tokens=True) == [text.normalise(name) for name in names]
     assert max(map(max, encoded)) < 2048
-    assert (
-        sum(map(len, encoded)) / len(encoded) < 12
-    )  # it has learnt words: these names have 24 bytes on average
+    assert sum(map(len, encoded)) / len(encoded) < 12  # it has learnt words: these names have 24 bytes on average
 
 
 @pytest.mark.parametrize(
@@ -82,9 +76,7 @@ def test_control_tokens(tokenizer):
 
 def test_padding_goes_on_the_right(tokenizer):
     batch = tokenizer(["red apple", "red"], padding=True)
-    assert (
-        batch.input_ids[1][-1] == 0 and batch.attention_mask[1][-1] == 0 and batch.attention_mask[1][0] == 1
-    )
+    assert batch.input_ids[1][-1] == 0 and batch.attention_mask[1][-1] == 0 and batch.attention_mask[1][0] == 1
 
 
 def test_a_word_has_one_token_wherever_it_stands(tokenizer):

@@ -45,9 +45,7 @@ def loss(model, batch, generator):
 
 def network(dropout=0.1):
     torch.manual_seed(3)
-    return nn.Sequential(
-        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.GELU(), nn.Linear(16, 1)
-    )
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.GELU(), nn.Linear(16, 1))
 
 
 def train(model=None, *, objective=loss, data=None, **options):
@@ -56,9 +54,7 @@ def train(model=None, *, objective=loss, data=None, **options):
 
 
 def same(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def without_speed(history):
@@ -206,9 +202,7 @@ def test_pool_shows_every_row_once_per_epoch_in_a_new_order():
 
 
 def test_pool_transform_is_seeded_by_the_batch():
-    pool = Pool(
-        {"x": np.zeros(6)}, 3, transform=lambda batch, generator: {"x": batch["x"] + generator.random(3)}
-    )
+    pool = Pool({"x": np.zeros(6)}, 3, transform=lambda batch, generator: {"x": batch["x"] + generator.random(3)})
     np.testing.assert_array_equal(pool(1, 0)["x"], pool(1, 0)["x"])
     assert not np.array_equal(pool(1, 0)["x"], pool(2, 0)["x"])
 
@@ -247,9 +241,7 @@ t.train(objective=loss, out={str(folder)!r}, save_every=5, **options)
 
 def error(model):
     batch = make(np.random.default_rng(99), 64)
-    predicted = model(torch.from_numpy(batch["x"])) + 0.01 * torch.randn(
-        64, 1
-    )  # may draw, and disturbs nothing
+    predicted = model(torch.from_numpy(batch["x"])) + 0.01 * torch.randn(64, 1)  # may draw, and disturbs nothing
     return {"error": (predicted - torch.from_numpy(batch["y"])).abs().mean()}
 
 
@@ -275,9 +267,7 @@ def test_sigterm_ends_the_step_and_saves(tmp_path):
     assert stopped.returncode == -signal.SIGINT, stopped.stderr
     assert "stopped after step 7" in stopped.stderr
     assert checkpoint.load(tmp_path)[1]["step"] == 7
-    continued = train(
-        out=tmp_path, resume=True, save_every=5, evaluate=error, evaluate_every=3, keep="best:-error"
-    )
+    continued = train(out=tmp_path, resume=True, save_every=5, evaluate=error, evaluate_every=3, keep="best:-error")
     whole = train(evaluate=error, evaluate_every=3, keep="best:-error")
     assert same(whole.model, continued.model)
 

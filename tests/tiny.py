@@ -65,9 +65,7 @@ def t5_tokenizer(length: int = 16) -> Any:
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
     vocab += [("▁" + word, -3.0) for word in WORDS if word not in ("hundred", "painting")]
     vocab += [(letter, -8.0) for letter in letters]
-    return transformers.T5Tokenizer(
-        vocab=vocab, extra_ids=0, additional_special_tokens=[], model_max_length=length
-    )
+    return transformers.T5Tokenizer(vocab=vocab, extra_ids=0, additional_special_tokens=[], model_max_length=length)
 
 
 def qwen_tokenizer() -> Any:

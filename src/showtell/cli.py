@@ -28,9 +28,7 @@ app = typer.Typer(
 world = typer.Typer(no_args_is_help=True, help="The synthetic world of scenes.")
 app.add_typer(world, name="world")
 
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="A folder or hub id; the embedded model by default.")
-]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A folder or hub id; the embedded model by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Language = Annotated[str, typer.Option("--language", "-l", help="en, zh or es.")]
@@ -54,17 +52,11 @@ def _root(
 
 @app.command()
 def generate(
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="What to show.", show_default=False)
-    ],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to show.", show_default=False)],
     number: Annotated[int, typer.Option("-n", min=1, help="Images of each prompt.")] = 1,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Several images become one grid.")] = Path(
-        "out.png"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Several images become one grid.")] = Path("out.png"),
     seed: Seed = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Sampling steps; the model's own by default.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; the model's own by default.")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Classifier-free guidance scale; the model's own by default.")
     ] = None,
@@ -108,9 +100,7 @@ def generate(
 
 @app.command()
 def caption(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.", show_default=False)],
     language: Language = "en",
     model: Model = None,
     as_json: Json = False,
@@ -144,9 +134,7 @@ def answer(
 def edit(
     image: ImageFile,
     instruction: Annotated[str, typer.Argument(help="What to change.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where to write the edited image.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the edited image.", show_default=False)],
     seed: Seed = 0,
     model: Model = None,
     as_json: Json = False,
@@ -217,9 +205,7 @@ def world_sample(
     number: Annotated[int, typer.Option("-n", min=1, help="How many scenes.")] = 16,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Draw them all as one grid.")] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", help="Write scenes and captions as a JSON list.")
-    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write scenes and captions as a JSON list.")] = None,
     split: Annotated[str, typer.Option(help="train, validation, test or unseen.")] = "train",
     objects: Annotated[
         str | None, typer.Option(metavar="N|LOW-HIGH", help="How many objects, such as 3 or 1-4.")
@@ -241,9 +227,7 @@ def world_sample(
         pictures.save(pictures.grid(draw(scenes)), out)
         _print(f"{out}: {number} scenes")
     if json_out is not None:
-        records = [
-            {"caption": text, "scene": json.loads(scene.to_json())} for text, scene in zip(captions, scenes)
-        ]
+        records = [{"caption": text, "scene": json.loads(scene.to_json())} for text, scene in zip(captions, scenes)]
         files.write(json_out, json.dumps(records, ensure_ascii=False, indent=1) + "\n")
         _print(f"{json_out}: {number} scenes")
     if out is None and json_out is None:
@@ -258,14 +242,10 @@ def train(
         str | None,
         typer.Option(help="scenes, emoji, both with a comma, or a folder of pictures with captions."),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="Folder of weights to start from instead of random ones.")
-    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Folder of weights to start from instead of random ones.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Train one of the library's own models by its recipe."""
@@ -392,9 +372,7 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
         return None, None
     numbers = _numbers(text.lower(), "x")
     if numbers is None:
-        raise ShowtellError(
-            f"cannot read the size {text!r}; give pixels, such as 64 or 96x64 (width x height)"
-        )
+        raise ShowtellError(f"cannot read the size {text!r}; give pixels, such as 64 or 96x64 (width x height)")
     return numbers[0], numbers[-1]
 
 

@@ -43,9 +43,7 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     # Decoders meet a damaged file with many kinds of exception; to the reader they all mean the same.
     except Exception as error:
         reason = (
-            str(error).splitlines()[0]
-            if isinstance(error, Image.DecompressionBombError)
-            else "not a whole image file"
+            str(error).splitlines()[0] if isinstance(error, Image.DecompressionBombError) else "not a whole image file"
         )
         raise ShowtellError(f"cannot read {path}: {reason}") from None
 
@@ -80,16 +78,12 @@ def to_pil(images: Any) -> list[Image.Image]:
         values = images.detach().cpu()
         values = (values.float() if values.is_floating_point() else values).numpy()
         if values.ndim not in (3, 4) or values.shape[-3] != 3:
-            raise ShowtellError(
-                f"cannot take a torch tensor of shape {values.shape} as images; give {_ACCEPTED}"
-            )
+            raise ShowtellError(f"cannot take a torch tensor of shape {values.shape} as images; give {_ACCEPTED}")
         values = np.moveaxis(values, -3, -1)
     elif isinstance(images, np.ndarray):
         values = images
         if values.ndim not in (3, 4) or values.shape[-1] != 3:
-            raise ShowtellError(
-                f"cannot take a numpy array of shape {values.shape} as images; give {_ACCEPTED}"
-            )
+            raise ShowtellError(f"cannot take a numpy array of shape {values.shape} as images; give {_ACCEPTED}")
     else:
         raise ShowtellError(f"cannot take {type(images).__name__} as images; give {_ACCEPTED}")
     batch = values if values.ndim == 4 else values[None]
@@ -116,22 +110,16 @@ def _bytes(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     if not np.issubdtype(values.dtype, np.floating):
-        raise ShowtellError(
-            f"cannot take images of type {values.dtype}; give uint8 in 0..255 or floats in 0..1"
-        )
+        raise ShowtellError(f"cannot take images of type {values.dtype}; give uint8 in 0..255 or floats in 0..1")
     if values.size and not np.isfinite(values).all():
         raise ShowtellError("cannot take images with values that are not finite (NaN or infinity)")
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-        raise ShowtellError(
-            f"cannot take images with values in {low:.3g}..{high:.3g}; floats must lie in 0..1"
-        )
+        raise ShowtellError(f"cannot take images with values in {low:.3g}..{high:.3g}; floats must lie in 0..1")
     return (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def grid(
-    images: Any, columns: int | None = None, labels: Sequence[str] | None = None, gap: int = 4
-) -> Image.Image:
+def grid(images: Any, columns: int | None = None, labels: Sequence[str] | None = None, gap: int = 4) -> Image.Image:
     """All images on one white sheet, row by row, each in the middle of a cell as large as the largest.
 
     images: whatever `to_pil` takes; columns: the square root of their number, rounded up, by default;

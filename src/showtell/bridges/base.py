@@ -132,9 +132,7 @@ class Text:
                 f"Texts of {self.tokens.shape[1]} and {length} tokens cannot share a batch: "
                 "this model masks no padding."
             )
-        return replace(
-            self, tokens=F.pad(self.tokens, (0, 0, 0, missing)), mask=F.pad(self.mask, (0, missing))
-        )
+        return replace(self, tokens=F.pad(self.tokens, (0, 0, 0, missing)), mask=F.pad(self.mask, (0, missing)))
 
 
 class Run:
@@ -356,9 +354,7 @@ class Bridge:
         """
         raise self.unsupported("answer")
 
-    def edit(
-        self, images: Any, instructions: str | list[str], *, seed: int | list[int] = 0, **more: Any
-    ) -> list[Any]:
+    def edit(self, images: Any, instructions: str | list[str], *, seed: int | list[int] = 0, **more: Any) -> list[Any]:
         """Each image changed as its instruction says."""
         raise self.unsupported("edit")
 

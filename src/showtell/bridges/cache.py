@@ -27,9 +27,7 @@ class TextCache:
         with self._lock:
             self._rows.clear()
 
-    def get(
-        self, keys: Sequence[Key], weights: Key, encode: Callable[[list[Key]], Sequence[Text]]
-    ) -> list[Text]:
+    def get(self, keys: Sequence[Key], weights: Key, encode: Callable[[list[Key]], Sequence[Text]]) -> list[Text]:
         """One row per key; `encode` makes those that are missing. Other `weights` than last time empty the
         cache.
         """

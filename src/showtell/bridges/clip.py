@@ -39,9 +39,7 @@ class ClipBridge(Bridge):
         Raises ShowtellError: both or neither given, or a further keyword.
         """
         if more:
-            raise ShowtellError(
-                f"embed of {self.name} does not take {', '.join(sorted(more))}; only batch_size."
-            )
+            raise ShowtellError(f"embed of {self.name} does not take {', '.join(sorted(more))}; only batch_size.")
         if (images is None) == (texts is None):
             raise ShowtellError("embed takes images=... or texts=..., one of the two.")
         items = pictures(images) if texts is None else as_list(texts)

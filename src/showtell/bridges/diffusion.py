@@ -70,9 +70,7 @@ class DiffusionBridge(Bridge):
         )  # fmt: skip
         return self._sample(prompts, settings, more)
 
-    def edit(
-        self, images: Any, instructions: str | list[str], *, seed: int | list[int] = 0, **more: Any
-    ) -> list[Any]:
+    def edit(self, images: Any, instructions: str | list[str], *, seed: int | list[int] = 0, **more: Any) -> list[Any]:
         """See `Bridge.edit`. Takes the keywords of `generate`."""
         self._offers("edit")
         pictures = _image_list(images)
@@ -97,16 +95,12 @@ class DiffusionBridge(Bridge):
         texts = _texts(prompts, "prompts")
         each = self._per_sample(more, len(texts), copies)
         self._check(more, settings.output_type, settings.steps)
-        negatives = _repeat(
-            None if settings.negative is None else _negatives(settings.negative, len(texts)), copies
-        )
+        negatives = _repeat(None if settings.negative is None else _negatives(settings.negative, len(texts)), copies)
         texts = [text for text in texts for _ in range(copies)]
         generators = _generators(settings.seed, settings.generator, len(texts))
         size = size or len(texts)
         if size < len(texts) and isinstance(generators, torch.Generator):
-            raise ShowtellError(
-                "one generator for several batches would depend on batch_size; give seed, or one each."
-            )
+            raise ShowtellError("one generator for several batches would depend on batch_size; give seed, or one each.")
         outputs: list[Any] = []
         for first in range(0, len(texts), size):
             part = slice(first, first + size)
@@ -123,23 +117,17 @@ class DiffusionBridge(Bridge):
 
     def _per_sample(self, more: dict[str, Any], count: int, copies: int) -> dict[str, list[Any]]:
         """The options that come one per sample (images, masks), repeated and sliced with the prompts."""
-        names = [
-            name for name in self.adapter.per_sample & self.adapter.options if more.get(name) is not None
-        ]
+        names = [name for name in self.adapter.per_sample & self.adapter.options if more.get(name) is not None]
         lists = {name: _image_list(more[name]) for name in names}
         return {
             name: [
-                value
-                for value in spread(values if len(values) > 1 else values[0], count, name)
-                for _ in range(copies)
+                value for value in spread(values if len(values) > 1 else values[0], count, name) for _ in range(copies)
             ]
             for name, values in lists.items()
         }
 
     @torch.no_grad()
-    def _run(
-        self, run: DenoisingRun, steps: int, latents: torch.Tensor | None, output_type: str
-    ) -> list[Any]:
+    def _run(self, run: DenoisingRun, steps: int, latents: torch.Tensor | None, output_type: str) -> list[Any]:
         scheduler = run.options.pop("scheduler", None)
         progress = run.options.pop("progress", False)
         run.scheduler = copy.deepcopy(self.pipeline.scheduler if scheduler is None else scheduler)
@@ -163,9 +151,7 @@ class DiffusionBridge(Bridge):
                 "the latents became NaN or infinite while sampling; use float32 or bfloat16 weights, "
                 "a smaller guidance_scale, or check the techniques in use."
             )
-        outputs = (
-            list(result) if output_type == "latent" else list(self.adapter.decode(run, result, output_type))
-        )
+        outputs = list(result) if output_type == "latent" else list(self.adapter.decode(run, result, output_type))
         self.pipeline.maybe_free_model_hooks()
         return apply_hooks(run, "finish", outputs)
 
@@ -176,9 +162,7 @@ class DiffusionBridge(Bridge):
     def _encode(self, prompts: Sequence[str | None], negative: bool, options: dict[str, Any]) -> Text:
         wanted = {name: value for name, value in options.items() if name in self.adapter.text_options}
         modules = [getattr(self.pipeline, name, None) for name in self.adapter.text_encoders]
-        tokenizers = [
-            value for name, value in self.pipeline.components.items() if name.startswith("tokenizer")
-        ]
+        tokenizers = [value for name, value in self.pipeline.components.items() if name.startswith("tokenizer")]
         weights = fingerprint([m for m in modules if m is not None], [t for t in tokenizers if t is not None])
         extra = tuple(sorted((name, repr(value)) for name, value in wanted.items()))
 
@@ -193,9 +177,7 @@ class DiffusionBridge(Bridge):
         with torch.no_grad():
             rows = self._texts.get([(prompt, negative, extra) for prompt in prompts], weights, encode)
         text = Text.cat(rows)
-        return Text(
-            text.tokens, text.pooled, text.mask, text.extra, lambda: self._encode([""], False, options).tokens
-        )
+        return Text(text.tokens, text.pooled, text.mask, text.extra, lambda: self._encode([""], False, options).tokens)
 
     def words(self, prompt: str, **options: Any) -> Words:
         """Which text tokens stand for which word; `options` as given to `generate` (such as
@@ -232,9 +214,7 @@ class DiffusionBridge(Bridge):
         if ability not in self.can:
             raise self.unsupported(ability)
 
-    def _size(
-        self, height: int | None, width: int | None, options: dict[str, Any] | None = None
-    ) -> tuple[int, int]:
+    def _size(self, height: int | None, width: int | None, options: dict[str, Any] | None = None) -> tuple[int, int]:
         height, width = self.adapter.size(height, width, **(options or {}))
         multiple = self.adapter.multiple
         if height % multiple or width % multiple or height <= 0 or width <= 0:
@@ -249,9 +229,7 @@ class DiffusionBridge(Bridge):
         unknown = sorted(set(more) - self.adapter.options - set(_OWN_OPTIONS))
         if unknown:
             known = ", ".join(sorted(self.adapter.options | set(_OWN_OPTIONS)))
-            raise UnsupportedError(
-                f"{self.name} does not take {', '.join(unknown)}; further keywords: {known}."
-            )
+            raise UnsupportedError(f"{self.name} does not take {', '.join(unknown)}; further keywords: {known}.")
         if output_type not in OUTPUTS:
             raise ShowtellError(f"output_type={output_type!r}: use one of {', '.join(OUTPUTS)}.")
         if steps is not None and steps < 1:
@@ -321,9 +299,7 @@ def _generators(seed: int | list[int], generator: Any, count: int) -> Any:
 
 
 def _mixed(seed: int, index: int) -> int:
-    return int(
-        np.random.SeedSequence([abs(int(seed)), index]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
+    return int(np.random.SeedSequence([abs(int(seed)), index]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _image_list(images: Any) -> list[Any]:

@@ -73,9 +73,7 @@ class TokenLayout:
         of = len(self.calls)
         return Place(depth, of, name, kind, grid, step, steps, image, words, image_keys, self.fold)  # type: ignore[arg-type]
 
-    def _spans(
-        self, kind: str, queries: int, keys: int, text: int
-    ) -> tuple[slice, slice | None, slice | None] | None:
+    def _spans(self, kind: str, queries: int, keys: int, text: int) -> tuple[slice, slice | None, slice | None] | None:
         if kind == "self" and queries == keys:
             return slice(0, queries), None, slice(0, keys)
         if kind == "cross" and keys == text:

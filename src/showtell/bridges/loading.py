@@ -84,20 +84,14 @@ def _check_components(folder: str, config: dict[str, Any]) -> None:
     """Names what a local folder lacks, before the library trips over it."""
     if not Path(folder).is_dir():
         return
-    wanted = [
-        key for key, value in config.items() if isinstance(value, list) and len(value) == 2 and value[0]
-    ]
+    wanted = [key for key, value in config.items() if isinstance(value, list) and len(value) == 2 and value[0]]
     missing = [name for name in wanted if not (Path(folder) / name).is_dir()]
     if missing:
-        raise ShowtellError(
-            f"{folder} lacks the component {', '.join(missing)} that its model_index.json names."
-        )
+        raise ShowtellError(f"{folder} lacks the component {', '.join(missing)} that its model_index.json names.")
     for name in wanted:
         part = Path(folder) / name
         if (part / "config.json").exists() and not list(part.glob("*.safetensors")):
-            raise ShowtellError(
-                f"{part} has no safetensors weights; only these are read: save it with safetensors."
-            )
+            raise ShowtellError(f"{part} has no safetensors weights; only these are read: save it with safetensors.")
 
 
 def _describe(source: str) -> tuple[str, dict[str, Any]]:
@@ -108,13 +102,10 @@ def _describe(source: str) -> tuple[str, dict[str, Any]]:
             if (path / name).exists():
                 return source, {**_read(path / name), "kind": kind}
         raise ShowtellError(
-            f"{source} has neither model_index.json (a diffusers pipeline) "
-            "nor config.json (a transformers model)."
+            f"{source} has neither model_index.json (a diffusers pipeline) nor config.json (a transformers model)."
         )
     if path.exists():
-        raise ShowtellError(
-            f"{source} is a file; give the folder that holds model_index.json or config.json."
-        )
+        raise ShowtellError(f"{source} is a file; give the folder that holds model_index.json or config.json.")
     if source.count("/") != 1 or source.startswith(("/", ".", "~")) or source.endswith("/"):
         raise ShowtellError(f"there is no folder {source}, and a hub id would look like owner/name.")
     return source, _from_hub(source)

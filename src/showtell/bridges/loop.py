@@ -90,9 +90,7 @@ class DenoisingRun(Run):
             return text
         return replace(text, extra={**text.extra, **missing})
 
-    def _forward(
-        self, latents: torch.Tensor, branches: dict[str, Text], timestep: Any
-    ) -> dict[str, torch.Tensor]:
+    def _forward(self, latents: torch.Tensor, branches: dict[str, Text], timestep: Any) -> dict[str, torch.Tensor]:
         """The denoiser's predictions for all branches, in one batch."""
         level, scheduler = self._at(timestep)
         current = self.timesteps[level]
@@ -126,9 +124,7 @@ class DenoisingRun(Run):
     def _at(self, timestep: Any) -> tuple[int, Any]:
         """Index of the timestep to predict at, and a scheduler that stands there."""
         if timestep is None and self._level == len(self.timesteps):
-            raise ShowtellError(
-                "after the last step the latents are clean: there is nothing left to predict."
-            )
+            raise ShowtellError("after the last step the latents are clean: there is nothing left to predict.")
         level = self._level if timestep is None else self._index(timestep)
         stands = getattr(self.scheduler, "_step_index", level + self._begin)
         if stands == level + self._begin or (stands is None and level == 0):

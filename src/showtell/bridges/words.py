@@ -18,9 +18,7 @@ from ..errors import ShowtellError
 
 # One character of Chinese, Japanese or Korean, or a run of letters and digits with inner apostrophes and
 # hyphens.
-_WORD = re.compile(
-    r"[぀-ヿ㐀-鿿豈-﫿가-힯]|(?:(?![぀-ヿ㐀-鿿豈-﫿가-힯])[^\W_])+(?:['’\-](?![぀-ヿ㐀-鿿])[^\W_]+)*"
-)
+_WORD = re.compile(r"[぀-ヿ㐀-鿿豈-﫿가-힯]|(?:(?![぀-ヿ㐀-鿿豈-﫿가-힯])[^\W_])+(?:['’\-](?![぀-ヿ㐀-鿿])[^\W_]+)*")
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,7 @@ class Words:
     def _spans(self, phrase: str) -> list[tuple[int, int]]:
         # Occurrences that start and end where words do: "red" is not found inside "hundred".
         starts, stops = {w.start for w in self._words}, {w.stop for w in self._words}
-        matches = (
-            re.finditer(re.escape(phrase.strip()), self.prompt, flags=re.IGNORECASE) if phrase.strip() else ()
-        )
+        matches = re.finditer(re.escape(phrase.strip()), self.prompt, flags=re.IGNORECASE) if phrase.strip() else ()
         return [m.span() for m in matches if m.start() in starts and m.end() in stops]
 
     def _listing(self) -> str:
@@ -135,8 +131,7 @@ def warn_of_cut(prompt: str, pieces: Sequence[Piece]) -> None:
         longest = min(lost, key=lambda words: len(words.cut))
         limit = max(piece.length - piece.drop for piece in pieces)
         warnings.warn(
-            f"the prompt is longer than the {limit} tokens this model reads; "
-            f"cut off: {' '.join(longest.cut)!r}",
+            f"the prompt is longer than the {limit} tokens this model reads; cut off: {' '.join(longest.cut)!r}",
             UserWarning,
             stacklevel=2,
         )
