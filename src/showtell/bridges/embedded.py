@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
@@ -24,23 +23,18 @@ from showtell.bridges.diffusion import DiffusionBridge
 from showtell.bridges.layout import TokenLayout
 from showtell.bridges.words import Piece
 from showtell.data.mix import PLAN_LENGTH, Codec
+from showtell.data.signal import signal
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM
 from showtell.nets.token_lm import TokenLM
-from showtell.pictures import letterbox, to_pil
+from showtell.pictures import to_pil
 from showtell.weights import folder
 from showtell.world.language import LANGUAGES
 
 LONGEST = 80  # tokens of a prompt, question or instruction
 TOLD = 48  # tokens of a caption or an answer
 PLAN_TEMPERATURE = 0.7  # below 1: places vary, facts rarely do
-
-
-def signal(images: Any, size: int, device: Any) -> Tensor:
-    """Anything that holds RGB images -> (n, 3, size, size) in [-1, 1], letterboxed on white where not square."""
-    array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
-    return (torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1).to(device)
 
 
 class Reader:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from showtell.measure.judge import Judge, load_judge, pixels
+from showtell.data.signal import signal
+from showtell.measure.judge import Judge, load_judge
 from showtell.world import Scene, SceneError, draw, sample
 from showtell.world.edits import edits
 from showtell.world.questions import questions
@@ -58,8 +59,8 @@ def load_eye() -> Any:
 def nearest_emoji(images: Any, eye: Any, gallery: np.ndarray) -> np.ndarray:
     """(n, classes) indices of all emoji by falling cosine to each image, in the retrieval model's space."""
     with torch.no_grad():
-        shelf = torch.cat([eye(part.to(eye.device)) for part in pixels(gallery).split(256)])
-        seen = torch.cat([eye(part.to(eye.device)) for part in pixels(images).split(256)])
+        shelf = torch.cat([eye(part.to(eye.device)) for part in signal(gallery).split(256)])
+        seen = torch.cat([eye(part.to(eye.device)) for part in signal(images).split(256)])
     return (seen @ shelf.T).argsort(dim=-1, descending=True).cpu().numpy()
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from showtell.bridges.base import as_list
+from showtell.data.signal import signal
 from showtell.data.targets import OBJECT_VALUES, SCENE_VALUES
 from showtell.errors import ShowtellError
 from showtell.measure.reading import Draft, improve
@@ -26,12 +27,6 @@ from showtell.weights import folder
 from showtell.world.scene import Scene, SceneError, SceneObject, holds
 
 JUDGES = ("judge", "judge2")
-
-
-def pixels(images: Any, size: int = 64) -> Tensor:
-    """Anything that holds RGB images -> (n, 3, size, size) in [-1, 1], letterboxed on white where not square."""
-    array = np.stack([np.asarray(letterbox(picture, size)) for picture in to_pil(images)])
-    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ class Judge:
     @torch.no_grad()
     def outputs(self, images: Any, batch: int = 128) -> Iterator[dict[str, np.ndarray]]:
         """The network's probabilities, image by image; see `SceneParser.forward` for the names."""
-        for part in pixels(images).split(batch):
+        for part in signal(images).split(batch):
             out = self.model(part.to(self.model.device))
             out["present"] = out["present"].sigmoid()
             for name in (*OBJECT_HEADS, *SCENE_VALUES, "word"):
@@ -83,7 +78,7 @@ class Judge:
     @torch.no_grad()
     def features(self, images: Any, batch: int = 128) -> np.ndarray:
         """(n, 2 * width) descriptors of whole images, for distances between sets of images."""
-        parts = [self.model(p.to(self.model.device))["features"].cpu() for p in pixels(images).split(batch)]
+        parts = [self.model(p.to(self.model.device))["features"].cpu() for p in signal(images).split(batch)]
         return torch.cat(parts).numpy()
 
 
