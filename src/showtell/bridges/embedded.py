@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -27,10 +27,12 @@ from showtell.data.signal import signal
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM
-from showtell.nets.token_lm import TokenLM
 from showtell.pictures import to_pil
 from showtell.weights import folder
 from showtell.world.language import LANGUAGES
+
+if TYPE_CHECKING:  # the packaged model does not need it, and starts faster without
+    from showtell.nets.token_lm import TokenLM
 
 LONGEST = 80  # tokens of a prompt, question or instruction
 TOLD = 48  # tokens of a caption or an answer
@@ -91,7 +93,7 @@ class Reader:
         return self._tell([self.row(text, "question", self.codec.ask) for text in texts], source)
 
     def _tell(self, rows: Sequence[Sequence[int]], source: Tensor) -> list[str]:
-        if isinstance(self.model, TokenLM):
+        if not isinstance(self.model, FlowLM):
             source = self.model.tokenizer.encode(source)
         ids, valid = self.tensors(rows)
         told = self.model.tell(ids, valid, source, self.codec.special["<eos>"], TOLD)
@@ -320,6 +322,15 @@ class TokenBridge(Bridge):
         return self.reader.answer(images, questions)
 
 
+def _family(kind: str) -> Any:
+    """The class of a checkpoint's model type; KeyError for others."""
+    if kind == "showtell_token_lm":
+        from showtell.nets.token_lm import TokenLM
+
+        return TokenLM
+    return {"showtell_flow_lm": FlowLM}[kind]
+
+
 def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> EmbeddedBridge | TokenBridge:
     """A bridge of this module from its folder: weights, tokenizer, word list. Raises ShowtellError where one is missing
     or damaged."""
@@ -328,11 +339,10 @@ def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> Em
     path = Path(path)
     try:
         kind = json.loads((path / "config.json").read_text())["model_type"]
-        families: dict[str, Any] = {"showtell_flow_lm": FlowLM, "showtell_token_lm": TokenLM}
         known = json.loads((path / "words.json").read_text())
         codec = Codec(PreTrainedTokenizerFast.from_pretrained(path))
         model = (
-            families[kind].from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
+            _family(kind).from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
         )
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ShowtellError(f"cannot load the model in {path}: {str(error).splitlines()[0]}") from None
