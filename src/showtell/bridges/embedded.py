@@ -27,6 +27,7 @@ from showtell.data.signal import signal
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM
+from showtell.nets.segments import picked
 from showtell.pictures import to_pil
 from showtell.weights import folder
 from showtell.world.language import LANGUAGES
@@ -69,9 +70,8 @@ class Reader:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def choose(logits: Tensor) -> Tensor:
-            edges = (logits.float() / PLAN_TEMPERATURE).softmax(dim=-1).cumsum(dim=-1)
-            drawn = torch.stack([torch.rand(1, generator=g) for g in generators]).to(edges) * edges[:, -1:]
-            return (edges < drawn).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+            uniform = torch.stack([torch.rand(1, generator=g) for g in generators]).to(logits.device)
+            return picked((logits.float() / PLAN_TEMPERATURE).softmax(dim=-1), uniform)
 
         ids, valid = self.tensors([row[:-1] for row in rows])
         show = self.codec.special["<show>"]

@@ -45,6 +45,15 @@ def greedy(logits: Tensor) -> Tensor:
     return logits.argmax(dim=-1)
 
 
+def picked(probability: Tensor, uniform: Tensor) -> Tensor:
+    """The index that a random number in [0, 1) picks by inverting the cumulative distribution over the last dimension.
+
+    probability (..., values), uniform (..., 1): each row's own randomness, so a sample does not depend on its batch.
+    """
+    edges = probability.cumsum(dim=-1)
+    return (edges < uniform * edges[..., -1:]).sum(dim=-1).clamp(max=probability.shape[-1] - 1)
+
+
 @torch.no_grad()
 def tell(
     model: Any,

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedMo
 from transformers.cache_utils import DynamicCache
 
 from showtell.nets.fsq import FSQModel
-from showtell.nets.segments import for_attention, greedy, segment_mask, segment_positions, tell
+from showtell.nets.segments import for_attention, greedy, picked, segment_mask, segment_positions, tell
 
 
 class TokenLMConfig(PretrainedConfig):
@@ -176,8 +176,7 @@ class TokenLM(PreTrainedModel):
         codes: list[Tensor] = []
         for i in range(self.config.image_tokens):
             logits = self._guide(self.image_logits(last), guidance) / temperature
-            edges = logits.float().softmax(dim=-1).cumsum(dim=-1)
-            code = (edges < uniform((len(edges), 1)) * edges[:, -1:]).sum(dim=-1).clamp(max=self.config.codes - 1)
+            code = picked(logits.float().softmax(dim=-1), uniform((len(logits), 1)))
             codes.append(code)
             if i + 1 < self.config.image_tokens:
                 past = torch.cat([past, past.new_ones(len(past), 1)], dim=1)
@@ -202,8 +201,7 @@ class TokenLM(PreTrainedModel):
             hidden = self._continue(cache, keys, codes.repeat(len(past) // n, 1), 0)
             cache.crop(-count)
             probability = (self._guide(self.image_logits(hidden), guidance) / temperature).float().softmax(dim=-1)
-            edges = probability.cumsum(dim=-1)
-            drawn = (edges < uniform((n, count, 1)) * edges[..., -1:]).sum(dim=-1).clamp(max=blank - 1)
+            drawn = picked(probability, uniform((n, count, 1)))
             score = probability.gather(-1, drawn[..., None])[..., 0].clamp(min=1e-9).log()
             heat = 3.0 * (1 - (step + 1) / steps)  # annealed Gumbel noise on the confidence, as MaskGIT samples
             score = score - heat * (-(uniform((n, count)).clamp(1e-6, 1 - 1e-6)).log()).log()
