@@ -106,6 +106,8 @@ class Lab:
         """Name -> hash of every base opened so far."""
         self.drawn: list[str] = []
         """Names of the prompt sets drawn so far."""
+        self.opened: dict[str, Any] = {}
+        """Name -> the base that all arms share."""
         self._file, self._show, self._draw = file, show, draw
         self._texts: list[str] = []
 
@@ -123,7 +125,10 @@ class Lab:
         except ShowtellError as error:
             raise MissingBase(str(error)) from None
         self.weights[name] = provenance.weights_hash(place)
-        return _open(str(place)) if fresh else _shared(str(place), self.weights[name])
+        if fresh:
+            return _open(str(place))
+        self.opened[name] = _shared(str(place), self.weights[name])
+        return self.opened[name]
 
     def prompts(self, name: str, n: int | None = None) -> PromptSet:
         """n prompts (by default `lab.n`) of a set, from the test split, drawn with `lab.seed`."""

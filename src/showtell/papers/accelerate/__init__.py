@@ -1,0 +1,1 @@
+"""Acceleration: the same images in fewer steps or with less work."""

@@ -1,0 +1,1 @@
+"""Animation: pictures that move."""

@@ -1,0 +1,1 @@
+"""Composition: every object present, with its own attributes, in its own place."""

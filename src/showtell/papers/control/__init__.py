@@ -1,0 +1,1 @@
+"""Control: generation that follows pictures, maps and layouts."""

@@ -1,0 +1,1 @@
+"""Curation: which data, with which captions."""

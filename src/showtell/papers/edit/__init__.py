@@ -1,0 +1,1 @@
+"""Editing: changing a picture as a text says."""

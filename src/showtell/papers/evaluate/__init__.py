@@ -1,0 +1,1 @@
+"""Evaluation: scores and benchmarks, and what they are worth."""

@@ -1,0 +1,1 @@
+"""Generation: models that make images from text."""

@@ -1,0 +1,1 @@
+"""Personalization: subjects and styles learned from a few pictures."""

@@ -1,0 +1,1 @@
+"""Prompts: rewriting, enriching and choosing what a model is told."""

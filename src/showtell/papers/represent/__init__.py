@@ -1,0 +1,1 @@
+"""Representations: encoders, tokenizers and captioners that the rest is built on."""

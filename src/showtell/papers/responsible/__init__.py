@@ -1,0 +1,1 @@
+"""Responsibility: safety, fairness, memorization, provenance."""

@@ -1,0 +1,1 @@
+"""Unification: one model that both shows and tells."""
