@@ -12,6 +12,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -285,6 +286,16 @@ class Technique:
 
     def tokens(self, run: Run, tokens: torch.Tensor) -> torch.Tensor | None:
         """Edit the tokens just decoded, (n, [positions])."""
+
+    def around(self, run: Run) -> AbstractContextManager[Any]:
+        """A context for every evaluation of the denoiser, such as `showtell.steer.features.features`."""
+        return nullcontext()
+
+    def decode(self, run: Run, decoder: Any) -> torch.Tensor | None:
+        """Every image token of a token-decoding bridge, (n, positions), decoded in another order than one per step.
+
+        `decoder.begin` has been called. The first technique that returns tokens replaces the loop.
+        """
 
     def finish(self, run: Run, outputs: list[Any]) -> list[Any] | None:
         """Change the outputs, one per sample, in the requested output type."""

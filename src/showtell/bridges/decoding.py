@@ -120,6 +120,11 @@ def decode(run: TokenRun, decoder: Decoder, branches: dict[str, Text], steps: in
     """Every image token of every sample, (n, positions)."""
     watching = overriding(run.techniques, "attention")
     decoder.begin(run, branches, steps)
+    for technique in overriding(run.techniques, "decode"):
+        decoded = technique.decode(run, decoder)
+        if decoded is not None:
+            run.tokens = decoded
+            return decoded
     layout = decoder.layout(run) if watching else None
     for step in range(run.steps):
         run.step = step
@@ -361,6 +366,35 @@ class CausalDecoder(Decoder):
         first = torch.full((len(run.prompts),), self.opening(run.grid), device=self.device)
         run.own |= {"cache": cache, "mask": mask, "next": self.model.get_input_embeddings()(first)[:, None]}
 
+    def several(self, run: TokenRun, branches: Sequence[str], inputs: torch.Tensor) -> torch.Tensor:
+        """Logits after each of several tokens in one pass, (branches * n, tokens, vocabulary).
+
+        inputs: embeddings (n, tokens, channels) that follow what is in the cache; the cache takes them in, and
+        `run.own["mask"]` (branches * n, cached) grows by ones.
+        """
+        given, count = run.own["mask"], inputs.shape[1]
+        run.own["mask"] = mask = pad(given, (0, count), value=1)
+        output = self.language_model(
+            inputs_embeds=torch.cat([inputs] * len(branches)),
+            attention_mask=mask,
+            position_ids=given.sum(-1, keepdim=True) + torch.arange(count, device=given.device),
+            past_key_values=run.own["cache"],
+            use_cache=True,
+        )
+        hidden = output.last_hidden_state
+        return self.head(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
+
+    def forget(self, run: TokenRun, keep: torch.Tensor) -> None:
+        """Removes from the cache what `keep`, boolean (branches * n, cached), says; rows may keep different numbers."""
+        keep = keep & run.own["mask"].bool()
+        length = int(keep.sum(dim=-1).max())
+        # Kept entries first, in their order; what fills up the shorter rows is masked.
+        order = keep.int().argsort(dim=-1, descending=True, stable=True)[:, :length]
+        run.own["mask"] = keep.gather(1, order).to(run.own["mask"])
+        for layer in run.own["cache"].layers:
+            index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
+            layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
+
     def count(self, run: TokenRun) -> int:
         """How many tokens an image has."""
         return run.grid[0] * run.grid[1]
@@ -382,12 +416,20 @@ class CausalDecoder(Decoder):
         return self.head(output.last_hidden_state[:, -1]).float()
 
     def choose(self, run: TokenRun, logits: torch.Tensor) -> torch.Tensor:
+        if not self._sampling(run.options)["do_sample"]:
+            return logits.argmax(dim=-1)
+        return draw(self.chances(run, logits), run.generators)
+
+    def chances(self, run: TokenRun, logits: torch.Tensor) -> torch.Tensor:
+        """What `choose` draws from: probabilities (n, vocabulary) after temperature, top-k and top-p; all on the
+        largest where it does not sample.
+        """
         settings = self._sampling(run.options)
         if not settings["do_sample"]:
-            return logits.argmax(dim=-1)
+            return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
         for warper in _warpers(settings):
             logits = warper(None, logits)
-        return draw(logits.softmax(dim=-1), run.generators)
+        return logits.softmax(dim=-1)
 
     def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
         config = self.model.generation_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -104,14 +105,17 @@ class DenoisingRun(Run):
             return self.adapter.predict(self, latents, current, text)
 
         watching = overriding(self.techniques, "attention")
-        if not watching:
-            output = call()
-        else:
-            if self._layout is None or self._compiled is None:
-                self._layout = self.adapter.layout(self)
-                self._compiled = _is_compiled(self.adapter.denoiser)
-            length = text.tokens.shape[1]
-            output = observe(call, self, self._layout, watching, list(branches), length, self._compiled)
+        with ExitStack() as stack:
+            for technique in overriding(self.techniques, "around"):
+                stack.enter_context(technique.around(self))
+            if not watching:
+                output = call()
+            else:
+                if self._layout is None or self._compiled is None:
+                    self._layout = self.adapter.layout(self)
+                    self._compiled = _is_compiled(self.adapter.denoiser)
+                length = text.tokens.shape[1]
+                output = observe(call, self, self._layout, watching, list(branches), length, self._compiled)
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
     def _join(self, texts: list[Text]) -> Text:

@@ -98,6 +98,63 @@ class Teller:
             outputs += apply_hooks(run, "finish", [text.strip() for text in written])
         return outputs
 
+    @torch.no_grad()
+    def log_probability(
+        self, images: Any, questions: Sequence[str], answers: Sequence[str], batch_size: int = 16
+    ) -> torch.Tensor:
+        """Log-probability of each answer to its question about its image, (n,), in one pass without sampling.
+
+        It is summed over the answer's tokens, the end of the text not included. Lists of equal length.
+        """
+        found = pictures(images)
+        parts = []
+        for first in range(0, len(questions), batch_size):
+            part = slice(first, first + batch_size)
+            texts = [self._prompt(text, self._question) for text in questions[part]]
+            replies = [self._reply(text, answer) for text, answer in zip(texts, answers[part], strict=True)]
+            inputs = self._inputs(found[part], texts)
+            scored = self._forced_decoder if self._encoder_decoder else self._forced_text
+            parts.append(scored(inputs, replies))
+        return torch.cat(parts)
+
+    def _reply(self, prompt: str, answer: str) -> list[int]:
+        """An answer's tokens as they follow the prompt."""
+        tokenizer = self.processor.tokenizer
+        if not self._encoder_decoder:
+            joint = prompt + ("" if prompt[-1:].isspace() else " ")
+            whole = tokenizer(joint + answer, add_special_tokens=False)["input_ids"]
+            before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            if whole[: len(before)] == before:
+                return whole[len(before) :]
+        return tokenizer(answer, add_special_tokens=False)["input_ids"]
+
+    def _forced_text(self, inputs: dict[str, Any], replies: list[list[int]]) -> torch.Tensor:
+        """The answer follows the prompt; padding is on the right, where no token sees it."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        rows = [row[keep].tolist() + reply for row, keep, reply in zip(ids, mask, replies, strict=True)]
+        longest = max(map(len, rows))
+        filler = self.processor.tokenizer.pad_token_id or 0
+
+        def laid(rows: list[list[int]], value: int) -> torch.Tensor:
+            return torch.tensor([row + [value] * (longest - len(row)) for row in rows], device=ids.device)
+
+        changed = {"input_ids": laid(rows, filler), "attention_mask": laid([[1] * len(row) for row in rows], 0)}
+        for name, value in inputs.items():  # such as the kind of each token
+            if name not in changed and isinstance(value, torch.Tensor) and value.shape == ids.shape:
+                changed[name] = laid([row[keep].tolist() for row, keep in zip(value, mask, strict=True)], 0)
+        logits = self.model(**{**inputs, **changed}).logits
+        ends = [len(row) - 1 for row in rows]  # the logits before a token decide it
+        places = [range(end - len(reply), end) for end, reply in zip(ends, replies, strict=True)]
+        return _summed(logits, places, replies)
+
+    def _forced_decoder(self, inputs: dict[str, Any], replies: list[list[int]]) -> torch.Tensor:
+        config = self.model.config.get_text_config()
+        longest = max(map(len, replies))
+        begun = [[config.decoder_start_token_id, *reply][:longest] for reply in replies]
+        filled = [row + [config.pad_token_id] * (longest - len(row)) for row in begun]
+        logits = self.model(**inputs, decoder_input_ids=torch.tensor(filled, device=self.model.device)).logits
+        return _summed(logits, [range(len(reply)) for reply in replies], replies)
+
     @property
     def _chats(self) -> bool:
         return getattr(self.processor, "chat_template", None) is not None
@@ -130,6 +187,13 @@ class Teller:
         if not self._encoder_decoder:
             ids = ids[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(ids, skip_special_tokens=True)
+
+
+def _summed(logits: torch.Tensor, places: Sequence[range], tokens: Sequence[list[int]]) -> torch.Tensor:
+    """The log-probability of the tokens at the places of each row, summed, (n,)."""
+    log = logits.float().log_softmax(dim=-1)
+    rows = [log[row, list(at), ids].sum() for row, (at, ids) in enumerate(zip(places, tokens, strict=True))]
+    return torch.stack(rows).cpu()
 
 
 class _Steered(LogitsProcessor):
