@@ -14,7 +14,7 @@ from showtell.world.edits import apply
 from showtell.world.language import words
 from showtell.world.questions import answer
 from showtell.world.sampling import held_out, split_of
-from showtell.world.scene import MOTIONS, RELATIONS, STYLES
+from showtell.world.scene import BACKGROUNDS, MOTIONS, RELATIONS, STYLES
 
 N = 8
 SETS = {name: prompt_set(name, N, seed=5) for name in NAMES}
@@ -73,7 +73,7 @@ def test_kinds_stay_balanced_and_prompts_different_in_larger_sets() -> None:
 
 
 def test_more_prompts_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = prompts_module._captions(objects=1, shape="star", colour="red", size="small", texture="solid", style="flat")
+    few = prompts_module._captions(objects=1, **prompts_module.PLAIN | {"shape": "star", "background": BACKGROUNDS})
     monkeypatch.setitem(prompts_module._SETS, "few", (few, ()))
     monkeypatch.setattr(prompts_module, "_TRIES", 10)
     with pytest.raises(ShowtellError, match="different prompts of 'few' found in test; ask for fewer than 99"):
