@@ -271,6 +271,12 @@ class Technique:
     def attention(self, run: Run, site: Site) -> None:
         """Observe or edit one attention site; see `showtell.bridges.attention.Site`."""
 
+    def differentiates(self, run: Run) -> bool:
+        """Whether autograd is to record the prediction of this step, so that `prediction` can take gradients with
+        respect to what the network was given (latents, `run.text`) without another evaluation.
+        """
+        return False
+
     def prediction(
         self, run: Run, guided: torch.Tensor, conditional: torch.Tensor, unconditional: torch.Tensor | None
     ) -> torch.Tensor | None:

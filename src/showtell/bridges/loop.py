@@ -13,7 +13,7 @@ from ..errors import ShowtellError
 from .adapter import Adapter
 from .attention import observe
 from .base import Run, Text, apply_hooks, overriding
-from .layout import TokenLayout
+from .layout import Grid, TokenLayout
 
 
 class DenoisingRun(Run):
@@ -31,11 +31,24 @@ class DenoisingRun(Run):
     def encode(self, prompts: str | list[str]) -> Text:
         return self.bridge.encode(prompts, **self.options)  # type: ignore[attr-defined]
 
+    @property
+    def grids(self) -> list[Grid]:
+        """The grids of image tokens that this call's attention may have, (height, width) or with frames before."""
+        if self._layout is None:
+            self._layout = self.adapter.layout(self)
+        return list(self._layout.grids.values())
+
     def evaluate(self, latents: torch.Tensor, text: Text | None = None, timestep: Any = None) -> torch.Tensor:
         chosen = self.text if text is None else self._complete(text)
         return self._forward(latents, {"text": self._edited(chosen)}, timestep)["text"]
 
     def predict(self, latents: torch.Tensor, timestep: Any = None) -> torch.Tensor:
+        asked = any(technique.differentiates(self) for technique in overriding(self.techniques, "differentiates"))
+        with torch.set_grad_enabled(asked or torch.is_grad_enabled()):
+            guided = self._predict(latents, timestep)
+        return guided if torch.is_grad_enabled() else guided.detach()
+
+    def _predict(self, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
         branches = self.adapter.branches(self)
         branches["text"] = self._edited(branches["text"])
         outputs = self._forward(latents, branches, timestep)

@@ -41,16 +41,31 @@ class WordWeights(Technique):
         run.text = run.text.with_tokens(weighted(run.text, factors, self.pivot))
 
 
-def weighted(text: Text, factors: torch.Tensor, pivot: str = "empty") -> torch.Tensor:
-    """Token embeddings (n, tokens, channels) with each token scaled by factors (n, tokens) around its pivot."""
+def weighted(text: Text, factors: torch.Tensor, pivot: str | torch.Tensor = "empty") -> torch.Tensor:
+    """Token embeddings (n, tokens, channels) with each token scaled by factors (n, tokens) around its pivot.
+
+    pivot: "empty", "zero", or embeddings broadcastable to the tokens. Differentiable in the factors, at 1 too.
+    """
     tokens = text.tokens
-    centre = torch.zeros_like(tokens[:1]) if pivot == "zero" else text.empty.to(tokens)
+    if isinstance(pivot, torch.Tensor):
+        centre = pivot.to(tokens)
+    else:
+        centre = torch.zeros_like(tokens[:1]) if pivot == "zero" else text.empty.to(tokens)
     if centre.shape[1] != tokens.shape[1]:
         raise ShowtellError(
             f"the empty prompt has {centre.shape[1]} tokens and this text {tokens.shape[1]}; use pivot='zero'."
         )
-    factors = factors[..., None].to(tokens)
-    return torch.where(factors == 1, tokens, centre + factors * (tokens - centre))
+    return tokens + (factors[..., None].to(tokens) - 1) * (tokens - centre)
+
+
+def null_tokens(text: Text) -> torch.Tensor:
+    """The empty prompt's token embeddings at the length of this text, (1, tokens, channels).
+
+    Models that do not pad to one length have fewer of them: the last one is repeated, as padding would.
+    """
+    empty, length = text.empty.to(text.tokens), text.tokens.shape[1]
+    missing = max(length - empty.shape[1], 0)
+    return torch.cat([empty[:, :length], empty[:, -1:].expand(-1, missing, -1)], dim=1)
 
 
 def mixed(first: Text, second: Text, amount: float) -> Text:

@@ -71,6 +71,27 @@ def averaged(maps: Sequence[TokenMaps], grid: Sequence[int] | None = None) -> to
     return torch.stack(resized).mean(dim=0)
 
 
+def near(run: Any, place: Place, side: int = 16) -> bool:
+    """Whether a place's grid is the one, of all that this denoiser has, whose longer side is nearest to `side` tokens.
+
+    16 is 16x16 in Stable Diffusion at 512 pixels, the level that most papers read, and the only grid of transformers.
+    """
+    sides = {max(grid[-2:]) for grid in getattr(run, "grids", [place.grid])}
+    return max(place.grid[-2:]) == min(sides, key=lambda one: (abs(one - side), one))
+
+
+def smoothed(maps: torch.Tensor, sigma: float = 0.5, size: int = 3) -> torch.Tensor:
+    """Maps (n, k, height, width) under a Gaussian of `size` x `size` cells, reflected at the borders, as Attend-and-
+    Excite smooths them (arXiv 2301.13826, section 3.2). sigma: in cells.
+    """
+    offsets = torch.arange(size, dtype=maps.dtype, device=maps.device) - (size - 1) / 2
+    bell = torch.exp(-(offsets**2) / (2 * sigma**2))
+    bell = bell / bell.sum()
+    rows, edge = maps.flatten(0, 1)[:, None], size // 2
+    padded = F.pad(rows, (edge, edge, edge, edge), mode="reflect" if min(maps.shape[-2:]) > edge else "replicate")
+    return F.conv2d(padded, (bell[:, None] * bell)[None, None])[:, 0].view_as(maps)
+
+
 class RecordMaps(Technique):
     """Averages text-to-image maps over places and steps, and hands them over when the run ends.
 
