@@ -225,7 +225,7 @@ def test_sampling_draws_from_the_seed(bridge: Any) -> None:
 def test_saved_and_loaded_again(bridge: Any, tmp_path: Path) -> None:
     bridge.save(tmp_path)
     again: Any = showtell.load(tmp_path)
-    assert again.can == {"caption", "answer"} and again.name == bridge.name
+    assert again.can == {"caption", "answer", "attend"} and again.name == bridge.name
     images = pixels(2)
     assert again.answer(images, QUESTIONS[:2], max_new_tokens=6) == bridge.answer(
         images, QUESTIONS[:2], max_new_tokens=6

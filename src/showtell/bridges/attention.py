@@ -34,7 +34,8 @@ class Site:
     branches: rows of each guidance branch: {"negative": slice, "text": slice}. A `branch` argument picks
         one of them;
         None means all rows. Blocks of the attention matrix are chosen by `queries` and `keys`: "image",
-        "text" or "all".
+        "text" or "all"; left out, they are image queries and text keys, or text queries and image keys where
+        text reads an image ("told").
     Later techniques see what earlier ones changed. Every method is differentiable under
     `torch.enable_grad()`.
     """
@@ -76,14 +77,19 @@ class Site:
         over: "attended" gives the model's own probabilities, softmaxed over all attended tokens (in joint
             attention
         these include the image, so a map's row sums to less than one over the text); "text" softmaxes over
-        text alone.
+        text alone. Where text reads an image ("told"), the text tokens are this call's queries, and "image"
+        softmaxes over the image alone.
         """
-        _, text = self._block("image", "text")
+        alone = "image" if self.place.kind == "told" else "text"
+        if over not in ("attended", alone):
+            raise ShowtellError(f"over={over!r}: use 'attended' or '{alone}'.")
+        queries, keys = self._chosen(None, None)
+        columns = self._span(keys, "keys")
         if over == "attended":
-            return self.probabilities(branch, "image")[..., text]
-        if over == "text":
-            return _softmax(self.logits(branch, "image")[..., text])
-        raise ShowtellError(f"over={over!r}: use 'attended' or 'text'.")
+            maps = self.probabilities(branch, queries)[..., columns]
+        else:
+            maps = _softmax(self.logits(branch, queries)[..., columns])
+        return maps.transpose(-1, -2) if self.place.kind == "told" else maps
 
     def probabilities(self, branch: str | None = None, queries: str = "all") -> torch.Tensor:
         """Attention probabilities, (rows, heads, queries, keys), as edited so far; rows sum to one over the
@@ -112,7 +118,11 @@ class Site:
     # Editing
 
     def bias(
-        self, amount: torch.Tensor, branch: str | None = "text", queries: str = "image", keys: str = "text"
+        self,
+        amount: torch.Tensor,
+        branch: str | None = "text",
+        queries: str | None = None,
+        keys: str | None = None,
     ) -> None:
         """Adds `amount`, broadcastable to (rows, heads, queries, keys) of the block, to the scores."""
         # A fused kernel with an all-zero mask rounds differently from one without: adding nothing must
@@ -127,7 +137,9 @@ class Site:
         full[rows, :, chosen, columns] = amount.to(full)
         self._bias = full if self._bias is None else self._bias + full
 
-    def mask(self, keep: torch.Tensor, branch: str | None = "text", queries: str = "image", keys: str = "text") -> None:
+    def mask(
+        self, keep: torch.Tensor, branch: str | None = "text", queries: str | None = None, keys: str | None = None
+    ) -> None:
         """Removes tokens from the softmax where `keep`, broadcastable to the block, is False (or 0)."""
         lowest = torch.finfo(self.query.dtype).min
         self.bias(torch.where(keep.bool(), 0.0, lowest).to(self.query.device), branch, queries, keys)
@@ -137,23 +149,25 @@ class Site:
         weights: torch.Tensor,
         on: str = "probabilities",
         branch: str | None = "text",
-        queries: str = "image",
+        queries: str | None = None,
+        keys: str | None = None,
     ) -> None:
-        """Multiplies the text columns by `weights`, (text tokens,) or broadcastable to (rows, heads, image,
-        text).
+        """Multiplies a block by `weights`, (keys,) or broadcastable to (rows, heads, queries, keys).
 
         on: "probabilities" (after the softmax, not renormalised) or "logits" (before it).
         """
         if on == "probabilities":
-            self.edit(lambda maps: maps * self._per_row(weights).to(maps), branch, queries)
+            self.edit(lambda maps: maps * self._per_row(weights).to(maps), branch, queries, keys)
         elif on == "logits":
-            chosen, columns = self._block(queries, "text")
+            chosen, columns = self._block(queries, keys)
             scores = self._logits(self._rows(branch), chosen)[..., columns]
-            self.bias(scores * (self._per_row(weights).to(scores) - 1), branch, queries)
+            self.bias(scores * (self._per_row(weights).to(scores) - 1), branch, queries, keys)
         else:
             raise ShowtellError(f"on={on!r}: use 'probabilities' or 'logits'.")
 
-    def edit(self, change: Change, branch: str | None = "text", queries: str = "image", keys: str = "text") -> None:
+    def edit(
+        self, change: Change, branch: str | None = "text", queries: str | None = None, keys: str | None = None
+    ) -> None:
         """Replaces a block of the probabilities, (rows, heads, queries, keys), by `change` of it."""
         self._changes.append((self._rows(branch), *self._block(queries, keys), change))
 
@@ -195,15 +209,26 @@ class Site:
         if part == "image":
             span = place.image if axis == "queries" else place.image_keys
         elif part == "text":
-            span = place.text if axis == "keys" or place.kind == "joint" else None
+            span = place.text if axis == "keys" or place.kind == "joint" else place.told
         else:
             raise ShowtellError(f"{axis}={part!r}: use 'image', 'text' or 'all'.")
         if span is None:
             raise ShowtellError(f"{place.kind}-attention at depth {place.depth} has no {part} among its {axis}.")
         return span
 
-    def _block(self, queries: str, keys: str) -> tuple[slice, slice]:
+    def _chosen(self, queries: str | None, keys: str | None) -> tuple[str, str]:
+        """The block that a technique means: the one of image and text where it names none."""
+        own = ("text", "image") if self.place.kind == "told" else ("image", "text")
+        return queries or own[0], keys or own[1]
+
+    def _block(self, queries: str | None, keys: str | None) -> tuple[slice, slice]:
+        queries, keys = self._chosen(queries, keys)
         return self._span(queries, "queries"), self._span(keys, "keys")
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything but query, key and value was edited."""
+        return self._bias is not None or self._output is not None or bool(self._changes)
 
     def _logits(self, rows: slice = slice(None), queries: slice = slice(None)) -> torch.Tensor:
         key = _repeat_heads(self.key, self.query)[rows]
@@ -338,3 +363,11 @@ def observe(
             "reset_attention_backend() on the denoiser first."
         )
     return result
+
+
+def is_compiled(model: Any) -> bool:
+    """Whether `torch.compile` was called on the model or a part of it."""
+    return hasattr(model, "_orig_mod") or any(
+        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )

@@ -196,6 +196,11 @@ class Run:
         """What `technique` keeps during this call: a namespace, empty at first, gone afterwards."""
         return self._states.setdefault(id(technique), SimpleNamespace())
 
+    def words(self, prompt: str) -> Words:
+        """Which text tokens stand for which word of a prompt of this call."""
+        names = getattr(getattr(self.bridge, "adapter", None), "text_options", ())
+        return self.bridge.words(prompt, **{name: value for name, value in self.options.items() if name in names})
+
     @property
     def timestep(self) -> torch.Tensor:
         """The scheduler's timestep of the current step, a scalar tensor."""
@@ -385,8 +390,8 @@ class Bridge:
         """Unit vectors, (n, d), of images or of texts in the bridge's shared space."""
         raise self.unsupported("embed")
 
-    def words(self, prompt: str) -> Words:
-        """Which token positions stand for which word of `prompt`."""
+    def words(self, prompt: str, **options: Any) -> Words:
+        """Which token positions stand for which word of `prompt`. options: those of the call that move tokens."""
         raise self.unsupported("attend")
 
     def save(self, directory: str | Path) -> None:

@@ -13,13 +13,14 @@ import torch
 from .base import Bridge
 from .models import load_model, pictures, save_model, to_device
 from .telling import Teller
+from .words import Words
 
 
 class ChameleonBridge(Bridge):
     """A ChameleonForConditionalGeneration with its ChameleonProcessor."""
 
     name = "Chameleon"
-    can = frozenset({"caption", "answer"})
+    can = frozenset({"caption", "answer", "attend"})
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model.eval(), processor
@@ -34,6 +35,10 @@ class ChameleonBridge(Bridge):
     def answer(self, images: Any, questions: str | Sequence[str], **more: Any) -> list[str]:
         """See `Bridge.answer`. Keywords as `caption`."""
         return self.teller.answer(self, images, questions, **more)
+
+    def words(self, prompt: str, **options: Any) -> Words:
+        """Which text keys of a site stand for which word of a question, which precedes the image here."""
+        return self.teller.words(prompt)
 
     @torch.no_grad()
     def image_tokens(self, images: Any) -> torch.Tensor:

@@ -49,7 +49,7 @@ class ClipBridge(Bridge):
         parts = [encode(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
         return normalize(torch.cat(parts).float(), dim=-1)
 
-    def words(self, prompt: str) -> Words:
+    def words(self, prompt: str, **options: Any) -> Words:
         """Which tokens of the text encoder stand for which word."""
         return find_words(prompt, self._pieces())
 

@@ -238,8 +238,12 @@ class DecodingBridge(Bridge):
             raise self.unsupported("answer")
         return self.teller.answer(self, images, questions, **more)
 
-    def words(self, prompt: str) -> Words:
-        """Which text tokens stand for which word of a prompt given to `generate`."""
+    def words(self, prompt: str, to: str = "generate", **options: Any) -> Words:
+        """Which text tokens stand for which word of a prompt given to `generate`, or to="answer" of a question."""
+        if to == "answer" and self.teller is not None:
+            return self.teller.words(prompt)
+        if to != "generate":
+            raise ShowtellError(f"to={to!r}: use 'generate'{' or answer' if self.teller else ''}.")
         return find_words(prompt, self.decoder.pieces())
 
     def save(self, directory: str | Path) -> None:

@@ -87,7 +87,14 @@ class Emu3Bridge(DecodingBridge):
 
     def __init__(self, model: Any, processor: Any) -> None:
         model.eval()
-        super().__init__(Emu3(model, processor), "Emu3", CAN, Teller(model, processor, question="{image}{}"))
+        teller = Teller(model, processor, question="{image}{}", grid=self._grid)
+        super().__init__(Emu3(model, processor), "Emu3", CAN, teller)
+
+    def _grid(self, inputs: dict[str, Any]) -> Grid:
+        """(height, width + 1) of a picture's tokens: every row ends in a token of its own."""
+        factor = self.teller.processor.downsample_ratio
+        height, width = (int(side) // factor for side in inputs["image_sizes"][0])
+        return height, width + 1
 
 
 def load(source: Any, device: Any = None, dtype: Any = None) -> Emu3Bridge:

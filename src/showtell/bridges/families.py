@@ -53,7 +53,7 @@ FAMILIES: tuple[Family, ...] = (
         "LLaVA, Qwen2-VL, BLIP-2",
         ("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration", "Blip2ForConditionalGeneration"),
         "vlm:load",
-        frozenset({"caption", "answer"}),
+        frozenset({"caption", "answer", "attend"}),
     ),
     Family(
         "InstructPix2Pix",
@@ -78,7 +78,7 @@ FAMILIES: tuple[Family, ...] = (
         "Chameleon",
         ("ChameleonForConditionalGeneration",),
         "chameleon:load",
-        frozenset({"caption", "answer"}),
+        frozenset({"caption", "answer", "attend"}),
         note="the library reads its image tokens and has no decoder for them, so it makes no images",
     ),
 )

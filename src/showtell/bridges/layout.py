@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["self", "cross", "joint"]
+Kind = Literal["self", "cross", "joint", "told"]
 Grid = tuple[int, ...]
 
 
@@ -18,13 +18,15 @@ class Place:
 
     depth: which call, counted from 0; of: how many calls one forward pass makes. name: the module that
         makes it.
-    kind: "self" (image to image), "cross" (image to text) or "joint" (one sequence of text and image).
+    kind: "self" (image to image), "cross" (image to text), "joint" (one sequence of text and image) or "told"
+        (text that reads an image: the queries are text, the keys text and image).
     grid: (height, width) or (frames, height, width) of the image tokens; fold: how many frames lie in the
         batch instead.
-    step, steps: the sampling step and how many there are.
-    image: image positions among the queries. text: text positions among the keys, None where no text is
-        attended.
+    step, steps: the sampling step (the token that is decided) and how many there are.
+    image: image positions among the queries, None in "told". text: text positions among the keys, None where
+        no text is attended.
     image_keys: image positions among the keys, None in cross-attention.
+    told: text positions among the queries of "told".
     """
 
     depth: int
@@ -34,10 +36,11 @@ class Place:
     grid: Grid
     step: int
     steps: int
-    image: slice
+    image: slice | None
     text: slice | None
     image_keys: slice | None
     fold: int = 1
+    told: slice | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import ShowtellError
 from .adapter import Adapter
+from .attention import is_compiled as _is_compiled
 from .attention import observe
 from .base import Run, Text, apply_hooks, overriding
 from .layout import Grid, TokenLayout
@@ -196,10 +197,3 @@ def noise_level(scheduler: Any, timestep: torch.Tensor, index: int) -> tuple[flo
 
 def _is_flow(scheduler: Any) -> bool:
     return "FlowMatch" in type(scheduler).__name__ or bool(scheduler.config.get("use_flow_sigmas", False))
-
-
-def _is_compiled(model: Any) -> bool:
-    return hasattr(model, "_orig_mod") or any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-        for module in model.modules()
-    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from ..errors import ShowtellError
 from .base import Bridge, Run, Technique, apply_hooks, as_list, overriding, spread
+from .layout import Grid
 from .models import pictures, to_device
+from .reading import Reading, TellingRun, reading_of, watched
+from .words import Piece, Words, find_words
 
 DESCRIBE = {
     "en": "Describe this image in one sentence.",
@@ -25,6 +30,7 @@ class Teller:
     caption, question: the text around a request, `{}` where it goes, for models without a chat template;
         `{image}` becomes the processor's image token. caption None: requests for captions are questions.
     generate: the library's `generate` of this model, where it is not the model's own.
+    grid: (height, width) of the image's tokens from what the processor gives, where they are no square.
     """
 
     def __init__(
@@ -34,10 +40,13 @@ class Teller:
         caption: str | None = None,
         question: str = "{image}\n{}",
         generate: Any = None,
+        grid: Callable[[dict[str, Any]], Grid] | None = None,
     ) -> None:
         self.model, self.processor = model, processor
         self._caption, self._question = question if caption is None else caption, question
         self._write = generate or model.generate
+        self._grid = grid
+        self._ends: dict[str, int] = {}  # per template: see `words`
 
     def caption(self, bridge: Bridge, images: Any, language: str, **more: Any) -> list[str]:
         """A sentence per image; `more` as `ask`."""
@@ -75,28 +84,75 @@ class Teller:
     ) -> list[str]:
         """What the model writes, greedily unless `do_sample` (which draws from `seed`).
 
-        using: techniques; their `prompt`, `logits`, `tokens` and `finish` hooks are called.
+        using: techniques; their `prompt`, `attention`, `logits`, `tokens` and `finish` hooks are called. Samples whose
+            prompts differ in length or image tokens run apart where attention is seen.
         more: further keywords of the library's `generate`. Raises ShowtellError for those it does not know.
         """
         if using and more.get("num_beams", 1) != 1:
             raise ShowtellError("techniques steer one sequence per sample; leave num_beams out.")
         size = batch_size or len(texts)
-        outputs: list[str] = []
-        for first in range(0, len(texts), size):
-            part = slice(first, first + size)
-            run = Run(bridge, texts[part], using)
+        parts = [list(range(first, min(first + size, len(texts)))) for first in range(0, len(texts), size)]
+        seen = bool(overriding(using, "attention"))
+        if seen:
+            parts = [alike for part in parts for alike in self._alike(images, texts, template, part)]
+        outputs: list[Any] = [""] * len(texts)
+        for part in parts:
+            run = TellingRun(bridge, [texts[i] for i in part], using, self, template)
             run.steps, run.options = max_new_tokens, dict(more)
             run.prompts = apply_hooks(run, "prompt", run.prompts)
-            inputs = self._inputs(images[part], [self._prompt(text, template) for text in run.prompts])
+            inputs = self._inputs([images[i] for i in part], [self._prompt(text, template) for text in run.prompts])
             more |= {"do_sample": do_sample, "max_new_tokens": max_new_tokens}
             if using:
                 more["logits_processor"] = LogitsProcessorList([_Steered(run, do_sample)])
-            with torch.random.fork_rng(enabled=do_sample):
+            watch = watched(self.model, run, self._reading(inputs, template)) if seen else nullcontext()
+            with torch.random.fork_rng(enabled=do_sample), watch:
                 if do_sample:
-                    torch.manual_seed(seed + first)
+                    torch.manual_seed(seed + part[0])
                 written = self._written(inputs, self._generate(inputs, more))
-            outputs += apply_hooks(run, "finish", [text.strip() for text in written])
+            finished = apply_hooks(run, "finish", [text.strip() for text in written])
+            for index, text in zip(part, finished, strict=True):
+                outputs[index] = text
         return outputs
+
+    def words(self, prompt: str, template: str | None = None) -> Words:
+        """Which text keys of a site stand for which word of a question (or of a request in another template).
+
+        Counted from the end of the image, where the request follows it, so that they hold for images of any size.
+        """
+        template = self._question if template is None else template
+        whole = self._prompt("{}", template)
+        if "{}" not in whole:
+            return Words(prompt, [])
+        start = 0 if self._asked_first(template) else self._end(template)
+        return find_words(prompt, [Piece(self.processor.tokenizer, 1 << 20, start, whole)])
+
+    def _end(self, template: str) -> int:
+        """What to add to a token's index in the unexpanded prompt for its index after the image."""
+        if template not in self._ends:
+            text = self._prompt("a", template)
+            inputs = self._inputs([Image.new("RGB", (32, 32))], [text])
+            after = inputs["input_ids"].shape[1] - self._reading(inputs, template).image.stop
+            self._ends[template] = after - len(self.processor.tokenizer(text)["input_ids"])
+        return self._ends[template]
+
+    def _asked_first(self, template: str) -> bool:
+        """Whether the request precedes the image."""
+        whole = self._prompt("{}", template)
+        return -1 < whole.find("{}") < whole.find(str(getattr(self.processor, "image_token", "\0")))
+
+    def _reading(self, inputs: dict[str, Any], template: str) -> Reading:
+        ids = inputs["input_ids"]
+        grid = None if self._grid is None else self._grid(inputs)
+        attended = inputs.get("attention_mask", torch.ones_like(ids))
+        return reading_of(ids, attended, self.model.config.image_token_id, self._asked_first(template), grid)
+
+    def _alike(self, images: list[Any], texts: list[str], template: str, part: list[int]) -> list[list[int]]:
+        """The samples of a batch in groups whose prompts have image and text at the same places."""
+        groups: dict[str, list[int]] = {}
+        for i in part:
+            inputs = self._inputs([images[i]], [self._prompt(texts[i], template)])
+            groups.setdefault(repr(self._reading(inputs, template)), []).append(i)
+        return list(groups.values())
 
     @torch.no_grad()
     def log_probability(

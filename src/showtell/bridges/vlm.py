@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .base import Bridge
+from .layout import Grid
 from .models import load_model, save_model
 from .telling import Teller
+from .words import Words
 
 # How a request is put to models whose processor has no chat template: (caption, question).
 TEMPLATES: dict[str, tuple[str | None, str]] = {
@@ -27,13 +29,13 @@ TEMPLATES: dict[str, tuple[str | None, str]] = {
 class VisionLanguageBridge(Bridge):
     """A transformers image-text-to-text model with its processor."""
 
-    can = frozenset({"caption", "answer"})
+    can = frozenset({"caption", "answer", "attend"})
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model.eval(), processor
         self.name = type(model).__name__.removesuffix("ForConditionalGeneration")
         caption, question = TEMPLATES.get(model.config.model_type, (None, "{image}\n{}"))
-        self.teller = Teller(model, processor, caption, question)
+        self.teller = Teller(model, processor, caption, question, grid=self._grid)
 
     def caption(self, images: Any, language: str = "en", **more: Any) -> list[str]:
         """See `Bridge.caption`. Keywords: using, max_new_tokens (64), do_sample, seed, batch_size, and those
@@ -44,6 +46,21 @@ class VisionLanguageBridge(Bridge):
     def answer(self, images: Any, questions: str | Sequence[str], **more: Any) -> list[str]:
         """See `Bridge.answer`. Keywords as `caption`."""
         return self.teller.answer(self, images, questions, **more)
+
+    def words(self, prompt: str, **options: Any) -> Words:
+        """Which text keys of a site stand for which word of a question; counted from the end of the image."""
+        return self.teller.words(prompt)
+
+    def _grid(self, inputs: dict[str, Any]) -> Grid:
+        """(height, width) of the image's tokens; BLIP-2's queries have no place in the image."""
+        if "image_grid_thw" in inputs:
+            _, height, width = inputs["image_grid_thw"][0].tolist()
+            merged = self.model.config.vision_config.spatial_merge_size
+            return height // merged, width // merged
+        count = int((inputs["input_ids"][0] == self.model.config.image_token_id).sum())
+        side = round(count**0.5)
+        square = side * side == count and self.model.config.model_type != "blip-2"
+        return (side, side) if square else (1, count)
 
     def save(self, directory: str | Path) -> None:
         save_model(self.model, self.processor, directory)

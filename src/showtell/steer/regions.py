@@ -36,6 +36,28 @@ def mask_on(region: Box | torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return cover.expand(*frames, height, width)
 
 
+def cells(region: Box | torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """The cells of a grid that belong to a region: those it covers at least by half, or else most; bool (*grid,)."""
+    cover = mask_on(region, grid)
+    return cover >= cover.max().clamp(max=0.5)
+
+
+def named_boxes(phrases: Sequence[str], boxes: Any) -> dict[str, Box]:
+    """Phrase -> box of the things of one prompt, without their articles. boxes: (k, 4), as `Box`, for each phrase."""
+    names = [phrase.split(" ", 1)[1] if phrase.split(" ")[0] in ("a", "an", "the") else phrase for phrase in phrases]
+    return {name: tuple(float(side) for side in box) for name, box in zip(names, boxes, strict=True)}  # type: ignore[misc]
+
+
+def apart(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Which keys every query may attend to, bool (n, queries, keys): not those that belong to other subjects alone.
+
+    queries: (n, subjects, queries), keys: (n, subjects, keys), bool: what belongs to whom. What belongs to nobody
+    attends to everything and is attended by all.
+    """
+    together = torch.einsum("nsq,nsk->nqk", queries.float(), keys.float()) > 0
+    return together | ~(queries.any(dim=1)[:, :, None] & keys.any(dim=1)[:, None])
+
+
 def _covered(low: float, high: float, cells: int) -> torch.Tensor:
     """The part of each of `cells` equal cells of [0, 1] that lies in [low, high]."""
     edges = torch.arange(cells + 1, dtype=torch.float64).clamp(low * cells, high * cells)
@@ -158,7 +180,5 @@ def positions_of(run: Run, prompt: str, phrase: str, occurrence: int | None = No
 
 
 def words_of(run: Run, prompt: str) -> Any:
-    """`bridge.words(prompt)` with the options of this call that decide where tokens lie."""
-    names = getattr(getattr(run.bridge, "adapter", None), "text_options", ())
-    options: dict[str, Any] = {name: value for name, value in run.options.items() if name in names}
-    return run.bridge.words(prompt, **options)
+    """`run.words(prompt)`, with the options of this call that decide where tokens lie."""
+    return run.words(prompt)
