@@ -272,6 +272,17 @@ def test_several_metrics_share_the_arms_and_the_worst_verdict_counts(fake):
     assert also["metric"] == "second" and also["effect"] == pytest.approx(-result.row["effect"])
 
 
+def test_seeds_that_share_a_training_are_told_from_those_that_share_nothing(fake):
+    source = SOURCE.replace("        noise =", "        TRAINED\n        noise =").replace("0.1, lab.n", "0.2, lab.n")
+    trained = source.replace("TRAINED", "lab.trained(name, lambda: {'w': [1.0]}, seed)")
+    widths = []
+    for text in (source.replace("TRAINED", "pass"), trained, trained):  # the third time from the cells
+        row = reproduce(fake.paper(text), SMALL).row
+        widths.append([high - low for _, _, low, high, _ in row["findings"]])
+    assert sum(widths[1]) > sum(widths[0])
+    assert widths[1] == widths[2]
+
+
 def test_points_of_a_curve_are_kept_with_the_arm(fake, monkeypatch):
     drawn = []
     monkeypatch.setattr(picture, "curves", lambda lines, axes, title: drawn.append((lines, axes)) or b"plot")

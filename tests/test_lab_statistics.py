@@ -40,8 +40,17 @@ def test_what_seeds_have_in_common_widens_the_interval():
     noise = np.random.default_rng(0).normal(0, 0.1, (3, 50))
     shifted = noise + np.array([[-0.5], [0.0], [0.5]])
     half = 4.30 * 0.5 / math.sqrt(3)  # Student's t with 2 degrees of freedom
-    assert interval(shifted).high - interval(shifted).mean == pytest.approx(half, rel=0.1)
+    assert interval(shifted, trained=True).high - interval(shifted).mean == pytest.approx(half, rel=0.1)
+    assert interval(shifted) == interval(shifted, trained=True)  # too much to be chance, declared or not
     assert interval(noise).high - interval(noise).low < 0.1
+
+
+def test_what_seeds_may_have_in_common_by_chance_counts_only_where_they_share_a_training():
+    rng = np.random.default_rng(0)
+    cells = rng.normal(0, 0.5, (3, 60))
+    cells += np.array([[-0.1], [0.0], [0.1]]) - cells.mean(axis=1, keepdims=True)
+    plain, trained = interval(cells), interval(cells, trained=True)
+    assert trained.high - trained.low > 1.3 * (plain.high - plain.low)
 
 
 def test_one_item_leaves_the_seeds_and_one_cell_leaves_nothing():
@@ -64,7 +73,7 @@ def test_intervals_miss_the_truth_as_often_as_they_promise(of_seed, of_item):
     rng, missed = np.random.default_rng(1), 0
     for _ in range(200):
         cells = of_seed * rng.normal(size=(3, 1)) + of_item * rng.normal(size=(1, 40)) + rng.normal(size=(3, 40)) * 0.3
-        found = interval(cells, resamples=1000)
+        found = interval(cells, trained=of_seed > 0, resamples=1000)
         missed += not found.low < 0 < found.high
     assert 2 <= missed <= 20  # 10 expected
 

@@ -49,7 +49,8 @@ class Comparison:
     arms: name -> what to run for a seed, the method first. metric: what scores an arm's output, (items,) floats, or
     None where the arms return scores themselves. name: what the metric is called. expect, control, margin: see
     `showtell.measure.statistics.verdict`. curve: arm -> points (x, y), which an arm may extend while it runs.
-    texts: what the items are, for the picture.
+    texts: what the items are, for the picture. trained: the items of a seed share a training run or a search; see
+    `statistics.interval`.
     """
 
     arms: Mapping[str, Arm]
@@ -61,6 +62,7 @@ class Comparison:
     curve: Mapping[str, Points] | None = None
     axes: tuple[str, str] = ("", "")
     texts: list[str] = field(default_factory=list)
+    trained: bool = False
 
     @property
     def judged_twice(self) -> bool:
@@ -108,6 +110,8 @@ class Lab:
         """Names of the prompt sets drawn so far."""
         self.opened: dict[str, Any] = {}
         """Name -> the base that all arms share."""
+        self.trainings = 0
+        """How often `trained` was asked for something."""
         self._file, self._show, self._draw = file, show, draw
         self._texts: list[str] = []
 
@@ -160,6 +164,7 @@ class Lab:
         """
         from showtell.train import checkpoint
 
+        self.trainings += 1
         owner, code = self._owner(make)
         named = json.dumps([key, seed, sizes], sort_keys=True, default=str)
         folder = provenance.cache_folder() / "trained" / owner / provenance.digest(named, code)
@@ -199,6 +204,7 @@ class Lab:
         name: str | None = None,
         curve: Mapping[str, Points] | None = None,
         axes: tuple[str, str] = ("", ""),
+        trained: bool = False,
     ) -> Comparison:
         """An experiment of these arms; nothing runs yet.
 
@@ -206,6 +212,8 @@ class Lab:
         takes; without a metric it returns the scores, (items,), or a pair of scores and images to show.
         metric: output -> scores, more is better unless `expect` says otherwise; called again with judge="second" where
         it has that parameter. expect, control, margin: see `showtell.measure.statistics`. name: of the metric.
+        trained: an arm trains or searches once per seed, so that its items share luck; known already where arms call
+        `lab.trained`.
         curve: arm -> list of points, read after the arms have run, so that they may add to it; axes: names of x and y.
         Raises ShowtellError: expect or control names no arm, or cannot be read.
         """
@@ -216,7 +224,7 @@ class Lab:
             strange = ", ".join(sorted(set(curve) - set(arms)))
             raise ShowtellError(f"the curve names {strange}, none of the arms: {', '.join(arms)}")
         called = name or _called(metric)
-        return Comparison(dict(arms), metric, expect, control, called, margin, curve, axes, self._texts)
+        return Comparison(dict(arms), metric, expect, control, called, margin, curve, axes, self._texts, trained)
 
 
 def as_comparisons(result: Any) -> list[Comparison]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -58,13 +58,14 @@ def _student(freedom: int, resamples: int) -> np.ndarray:
     return np.random.default_rng(freedom).standard_t(freedom, resamples)
 
 
-def interval(differences: Any, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
+def interval(differences: Any, trained: bool = False, level: float = LEVEL, resamples: int = RESAMPLES) -> Interval:
     """The mean of paired differences with its bootstrap interval over items and seeds together.
 
     differences: (seeds, items) or (items,); cells that are nan are left out. Items are drawn with replacement, all
-    seeds of an item together, which covers what differs between items and between cells. What the seeds have in common
-    beyond that (a lucky training run) is estimated by two-way analysis of variance, and its share is drawn from
-    Student's t with seeds - 1 degrees of freedom, because a handful of seeds cannot be resampled honestly.
+    seeds of an item together, which covers what differs between items and between cells: all there is where a seed
+    draws other noise for every item. trained: the items of a seed have more in common (one training run, one search),
+    or the data say so (F-test at 1 %). What they have in common is then estimated by two-way analysis of variance, and
+    its share is drawn from Student's t with seeds - 1 degrees of freedom: a handful of seeds cannot be resampled.
     Raises ShowtellError where no finite cell is left.
     """
     cells = np.atleast_2d(np.asarray(differences, dtype=np.float64))
@@ -76,13 +77,13 @@ def interval(differences: Any, level: float = LEVEL, resamples: int = RESAMPLES)
     mean = float(cells[known].mean())
     rest = np.where(known, cells - mean, 0.0)
     seeds, items = rest.shape
-    draws = np.zeros(resamples)
-    if items > 1:
-        draws = _item_draws(rest, known, resamples)
-    if seeds > 1:
-        draws = draws + _seed_draws(rest, known, resamples)
     if items == 1 and seeds == 1:
         return Interval(mean, -math.inf, math.inf)
+    draws = _item_draws(rest, known, resamples) if items > 1 else np.zeros(resamples)
+    if seeds > 1:
+        common, ratio = _between_seeds(rest, known)
+        if common > 0 and (trained or items == 1 or ratio > _by_chance(seeds - 1)):
+            draws = draws + _student(seeds - 1, resamples) * math.sqrt(common / seeds)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, mean + float(low), mean + float(high))
 
@@ -96,20 +97,28 @@ def _item_draws(rest: np.ndarray, known: np.ndarray, resamples: int) -> np.ndarr
     return sums / np.maximum(drawn, 1) * math.sqrt(items / (items - 1))
 
 
-def _seed_draws(rest: np.ndarray, known: np.ndarray, resamples: int) -> np.ndarray:
-    """Deviations of the mean that come from the seeds themselves, beyond what cells and items explain."""
+def _between_seeds(rest: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """(variance of what the items of a seed have in common, its mean square as a multiple of the cells' own).
+
+    Two-way analysis of variance of deviations from the mean; the variance is 0 where cells explain everything.
+    """
     seeds, items = rest.shape
     of_seed = rest.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    between = float(of_seed.var(ddof=1))
+    if items == 1:
+        return between, math.inf
     of_item = rest.sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    noise = 0.0
-    if items > 1:
-        left = np.where(known, rest - of_seed[:, None] - of_item[None], 0.0)
-        freedom = max(int(known.sum()) - items - seeds + 1, 1)
-        noise = float((left**2).sum()) / freedom / items
-    excess = max(float(of_seed.var(ddof=1)) - noise, 0.0)
-    if excess < _TINY**2:
-        return np.zeros(resamples)
-    return _student(seeds - 1, resamples) * math.sqrt(excess / seeds)
+    left = np.where(known, rest - of_seed[:, None] - of_item[None], 0.0)
+    noise = float((left**2).sum()) / max(int(known.sum()) - items - seeds + 1, 1) / items
+    if between < _TINY**2:
+        return 0.0, 0.0
+    return max(between - noise, 0.0), between / max(noise, _TINY**2)
+
+
+def _by_chance(freedom: int) -> float:
+    """The mean square ratio that seeds with nothing in common exceed in 1 % of all cases (Wilson and Hilferty)."""
+    part = 2 / (9 * freedom)
+    return (1 - part + 2.326 * math.sqrt(part)) ** 3
 
 
 # --- what a paper expects -----------------------------------------------------------------------------------------
@@ -210,6 +219,9 @@ def _term(text: str, names: Sequence[str]) -> tuple[str, float, float]:
 # --- verdicts -----------------------------------------------------------------------------------------------------
 
 
+Spread = Callable[[np.ndarray], Interval]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was tested: what, its interval, what follows from it."""
@@ -251,10 +263,13 @@ def verdict(
     control: str | None = None,
     margin: float = MARGIN,
     second: Mapping[str, Any] | None = None,
+    trained: bool = False,
+    resamples: int = RESAMPLES,
 ) -> Outcome:
     """Whether the arms behave as expected, the control loses the effect and a second judge sees it too.
 
-    scores: arm -> (seeds, items), the method first; second: the same cells scored by the other judge.
+    scores: arm -> (seeds, items), the method first; second: the same cells scored by the other judge. trained: see
+    `interval`.
 
     holds: the interval of every clause lies above 0 (above what it adds to the right side), the control loses the
     effect, and the second judge sees every ">" clause with an interval above 0.
@@ -269,18 +284,19 @@ def verdict(
     if control is not None and control not in cells:
         raise ShowtellError(f"the control {control!r} is none of the arms: {', '.join(cells)}")
     method = next(iter(cells))
+    spread = partial(interval, trained=trained, resamples=resamples)
     findings = []
     for clause in clauses:
-        found = interval(clause.differences(cells))
+        found = spread(clause.differences(cells))
         findings.append(Finding(str(clause), found, clause.outcome(found, margin)))
     sign, baseline = _baseline(clauses, method, control)
     if control is not None and control != method:
-        findings += _control(cells, method, control, baseline, sign)
+        findings += _control(cells, method, control, baseline, sign, spread)
     if second is not None:
         other = _checked(second, like=cells)
-        findings += [f for clause in clauses for f in _second(clause, cells, other)]
+        findings += [f for clause in clauses for f in _second(clause, cells, other, spread)]
     reference = baseline or next((n for n in clauses[0].names if n != method), clauses[0].right)
-    effect = interval(sign * (cells[method] - cells[reference]))
+    effect = spread(sign * (cells[method] - cells[reference]))
     return Outcome(worst(f.outcome for f in findings), effect, reference, findings)
 
 
@@ -306,14 +322,14 @@ def _baseline(clauses: Sequence[Clause], method: str, control: str | None) -> tu
 
 
 def _control(
-    cells: Mapping[str, np.ndarray], method: str, control: str, baseline: str | None, sign: int
+    cells: Mapping[str, np.ndarray], method: str, control: str, baseline: str | None, sign: int, spread: Spread
 ) -> list[Finding]:
-    gap = interval(sign * (cells[method] - cells[control]))
+    gap = spread(sign * (cells[method] - cells[control]))
     if baseline is None or baseline == control:
         outcome = HOLDS if gap.low > _TINY else FAILS if gap.high <= _TINY else OPEN
         return [Finding(f"{method} against the control {control}", gap, outcome)]
     gain, kept = cells[method] - cells[baseline], cells[control] - cells[baseline]
-    excess = interval(sign * (kept - gain / 2))
+    excess = spread(sign * (kept - gain / 2))
     if excess.low > _TINY:
         return [Finding(f"the control {control} keeps more than half of the gain", excess, FAILS)]
     if gap.high <= _TINY:
@@ -323,14 +339,16 @@ def _control(
     return [Finding(f"{method} against the control {control}", gap, HOLDS if gap.low > _TINY else OPEN)]
 
 
-def _second(clause: Clause, cells: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> list[Finding]:
+def _second(
+    clause: Clause, cells: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], spread: Spread
+) -> list[Finding]:
     """What the other judge says of a clause. Factors and margins belong to the first judge's scale, so only the
     direction is asked for, and that at least half of the difference is there."""
     if clause.relation == "~" or clause.times != 1:
         return []
     first, again = cells[clause.left] - cells[clause.right], other[clause.left] - other[clause.right]
-    seen, share = interval(again), interval(again - first / 2)
+    seen, share = spread(again), spread(again - first / 2)
     what = f"{clause.left} {clause.relation} {clause.right} under the second judge"
-    if share.high < -_TINY and interval(first).low > _TINY:
+    if share.high < -_TINY and spread(first).low > _TINY:
         return [Finding(f"{what}: less than half of the effect", share, FAILS)]
     return [Finding(what, seen, Clause(clause.left, clause.relation, clause.right).outcome(seen))]

@@ -63,13 +63,14 @@ class Result:
 @dataclass(frozen=True)
 class Cell:
     """What one arm gave with one seed. scores, second: comparison -> (items,), by either judge; shown: see `picture`;
-    points: what the arm added to its curve."""
+    points: what the arm added to its curve; trained: whether it asked for something trained."""
 
     scores: dict[int, np.ndarray]
     second: dict[int, np.ndarray]
     seconds: float
     points: Points
     shown: np.ndarray | None
+    trained: bool
 
 
 Cells = dict[tuple[int, str, int], Cell]
@@ -183,6 +184,7 @@ class _Store:
         lines = [curve[own] for i, own in work.users if (curve := comparisons[i].curve) is not None and own in curve]
         before = len(lines[0]) if lines else 0
         marks = _fingerprint(self.lab)
+        trainings = self.lab.trainings
         _same_draws(seed)
         start = perf_counter()
         output = work.arm(seed)
@@ -194,6 +196,7 @@ class _Store:
             seconds=seconds,
             points=[(float(x), float(y)) for x, y in (lines[0][before:] if lines else ())],
             shown=picture.shown(_images(comparisons[work.users[0][0]], output)) if seed == self.lab.seeds[0] else None,
+            trained=self.lab.trainings > trainings,
         )
         _write_cell(path, cell, self.lab.weights | _judges())
         return cell
@@ -283,7 +286,9 @@ def _write_cell(path: Path, cell: Cell, weights: Mapping[str, str]) -> None:
     arrays |= {f"second{i}": values for i, values in cell.second.items()}
     if cell.shown is not None:
         arrays["shown"] = cell.shown
-    about = json.dumps({"seconds": cell.seconds, "points": cell.points, "weights": dict(weights)})
+    about = json.dumps(
+        {"seconds": cell.seconds, "points": cell.points, "trained": cell.trained, "weights": dict(weights)}
+    )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, about=np.array(about), **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,6 +311,7 @@ def _read_cell(path: Path) -> Cell | None:
         seconds=about["seconds"],
         points=[(x, y) for x, y in about["points"]],
         shown=named.get("shown"),
+        trained=about["trained"],
     )
 
 
@@ -333,10 +339,11 @@ def _judged(number: int, comparison: Comparison, seeds: Sequence[int], cells: Ce
 
     scores = stacked("scores")
     second = stacked("second") if comparison.judged_twice else None
-    outcome = verdict(scores, comparison.expect, comparison.control, comparison.margin, second)
+    trained = comparison.trained or any(cells[number, name, seed].trained for name in comparison.arms for seed in seeds)
+    outcome = verdict(scores, comparison.expect, comparison.control, comparison.margin, second, trained)
     return _Judged(
         outcome,
-        {name: interval(values) for name, values in scores.items()},
+        {name: interval(values, trained) for name, values in scores.items()},
         {name: float(np.nanmean(values)) for name, values in (second or {}).items()},
         next(iter(scores.values())).shape[1],
     )
