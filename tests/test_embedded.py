@@ -75,7 +75,7 @@ def test_seed_decides_and_the_batch_does_not(bridge: EmbeddedBridge) -> None:
 
 def test_one_step_lands_on_the_predicted_image(bridge: EmbeddedBridge) -> None:
     """From pure noise, one Euler step to the end is the clean image that the network predicts."""
-    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     made = bridge.generate(
         "a red ring", latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="latent", plan=False
     )
@@ -90,7 +90,7 @@ def test_plans_vary_with_the_seed_and_leave_the_noise_alone(bridge: EmbeddedBrid
     plans = bridge.reader.plan([row, row, row], None, [1, 2, 1])
     assert plans[0] == plans[2] != plans[1]
     assert all(plan[: len(row) - 1] == row[:-1] and plan[-1] == row[-1] for plan in plans)
-    noise = torch.zeros(1, 3, 64, 64)
+    noise = torch.zeros(1, 4, 16, 16)
     options = {"latents": noise, "num_inference_steps": 1, "output_type": "latent"}
     planned, plain = (bridge.generate("a red ring", plan=plan, **options)[0] for plan in (True, False))
     assert not torch.allclose(planned, plain)

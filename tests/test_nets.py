@@ -55,12 +55,12 @@ def test_segments_keep_their_positions_whichever_are_present() -> None:
 
 
 def test_patches_are_inverted(flow: FlowLM) -> None:
-    images = torch.randn(2, 3, 64, 64)
-    assert torch.equal(flow.unpatch(flow.patches(images)), images)
+    latents = torch.randn(2, 4, 16, 16)
+    assert torch.equal(flow.unpatch(flow.patches(latents)), latents)
 
 
 def test_padding_changes_nothing(flow: FlowLM) -> None:
-    noisy, time = torch.randn(2, 3, 64, 64), torch.tensor([0.3, 0.7])
+    noisy, time = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7])
     padded = flow(IDS, VALID, None, noisy, time)[2][1]
     exact = flow(IDS[1:, :3], VALID[1:, :3], None, noisy[1:], time[1:])[2][0]
     assert torch.allclose(padded, exact, atol=1e-5)
@@ -76,10 +76,10 @@ def test_words_do_not_see_what_follows(flow: FlowLM) -> None:
 
 
 def test_plain_and_fused_attention_agree(flow: FlowLM) -> None:
-    noisy, time = torch.randn(2, 3, 64, 64), torch.tensor([0.3, 0.7])
-    fused = flow(IDS, VALID, noisy, noisy, time)[2]
+    source, noisy, time = torch.randn(2, 3, 64, 64), torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7])
+    fused = flow(IDS, VALID, source, noisy, time)[2]
     flow.backbone.config._attn_implementation = "eager"
-    assert torch.allclose(flow(IDS, VALID, noisy, noisy, time)[2], fused, atol=1e-5)
+    assert torch.allclose(flow(IDS, VALID, source, noisy, time)[2], fused, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["flow", "tokens"])

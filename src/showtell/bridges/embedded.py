@@ -103,12 +103,11 @@ class Reader:
 class _Parts:
     """The model, its tokenizer and its scheduler, with the few things that bridges expect of a pipeline."""
 
-    vae_scale_factor = 1
-
     def __init__(self, model: FlowLM, tokenizer: Any) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.vae, self.tokenizer = model, model.vae, tokenizer
         self.scheduler = FlowMatchEulerDiscreteScheduler()
-        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self.vae_scale_factor = model.config.image_size // model.latent_size
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self.components = {"model": model, "tokenizer": tokenizer, "scheduler": self.scheduler}
 
     @property
@@ -125,7 +124,7 @@ class _Parts:
 
 
 class EmbeddedAdapter(Adapter):
-    """A FlowLM in the denoising loop: latents are the pixels (n, 3, 64, 64) in [-1, 1], time runs from 1000 to 0.
+    """A FlowLM in the denoising loop: latents are (n, 4, 16, 16), time runs from 1000 to 0.
 
     Before the first step the model writes a plan after each prompt: what is where. `plan=False` leaves it out.
     """
@@ -149,7 +148,7 @@ class EmbeddedAdapter(Adapter):
 
     @property
     def channels(self) -> int:
-        return 3
+        return self.denoiser.channels
 
     @property
     def multiple(self) -> int:
@@ -197,9 +196,6 @@ class EmbeddedAdapter(Adapter):
             text.tokens, text.mask.bool(), text.extra.get("source"), latents, (1 - sigma).expand(len(latents))
         )[2]
         return (latents - clean) / sigma
-
-    def decode(self, run: Run, latents: Tensor, output_type: str) -> Any:
-        return self.pipeline.image_processor.postprocess(latents, output_type=output_type)
 
     def layout(self, run: Run) -> TokenLayout:
         side = self.denoiser.grid

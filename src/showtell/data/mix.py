@@ -29,12 +29,12 @@ SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES), *(
 SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH, PLAN_LENGTH = 40, 48, 24, 48  # tokens that training sees at most
 _LANGUAGE_WEIGHTS = (80, 10, 10)
 _SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (65, 10, 5, 20))
-_FACES: tuple[
-    tuple[dict[str, Any], int], ...
-] = (  # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
-    ({}, 55),
-    ({"objects": 2, "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 15),
-    ({"objects": (3, 4), "texture": "solid", "state": "whole", "style": "flat", "light": "even"}, 20),
+_BARE = {"texture": "solid", "state": "whole", "rotation": 0, "style": "flat", "light": "even"}
+_FACES: tuple[tuple[dict[str, Any], int], ...] = (
+    # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
+    ({}, 40),
+    ({"objects": 2, **_BARE}, 20),
+    ({"objects": (3, 4), **_BARE}, 30),
     ({"objects": (1, 3), "word": True}, 10),
 )
 

@@ -2,8 +2,9 @@
 
 A sequence has up to three segments: a clean source image, text, a noisy target image. Text attends causally to the
 source and itself; source and target attend bidirectionally within themselves; the target sees everything.
-Source: Transfusion, arXiv 2408.11039 (mixed sequence and mask); prediction of the clean image with the velocity loss:
-Back to Basics, arXiv 2511.13720 (eq. 1-3); rectified flow: arXiv 2209.03003.
+Images flow as latents of a KL autoencoder that lies in the checkpoint and is not trained further.
+Source: Transfusion, arXiv 2408.11039 (mixed sequence and mask); latents: arXiv 2112.10752; prediction of the clean
+latents with the velocity loss: Back to Basics, arXiv 2511.13720 (eq. 1-3); rectified flow: arXiv 2209.03003.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
@@ -21,9 +23,24 @@ from showtell.nets.scene_parser import conv_trunk
 from showtell.nets.segments import for_attention, greedy, segment_mask, segment_positions, tell
 
 
+def small_vae(channels: tuple[int, ...] = (16, 32, 64), latents: int = 4) -> dict[str, Any]:
+    """Arguments of an AutoencoderKL for small pictures: one latent per 2 ** (len(channels) - 1) pixels each way."""
+    return {
+        "block_out_channels": list(channels),
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "layers_per_block": 1,
+        "latent_channels": latents,
+        "norm_num_groups": 8,
+        "sample_size": 64,
+        "mid_block_add_attention": False,
+    }
+
+
 class FlowLMConfig(PretrainedConfig):
-    """Sizes of a FlowLM. image_size in pixels, patch_size in pixels (8: the eye has that stride);
-    text_length in tokens; eye_width, eye_depth: of the convolutions that read source images."""
+    """Sizes of a FlowLM. image_size in pixels; patch_size in latents (a patch must be 8 pixels, the eye's stride);
+    text_length in tokens; eye_width, eye_depth: of the convolutions that read source images; vae: the arguments of
+    diffusers' AutoencoderKL, by default those of `small_vae`."""
 
     model_type = "showtell_flow_lm"
 
@@ -35,24 +52,27 @@ class FlowLMConfig(PretrainedConfig):
         num_hidden_layers: int = 4,
         num_attention_heads: int = 2,
         image_size: int = 64,
-        patch_size: int = 8,
+        patch_size: int = 2,
         text_length: int = 96,
         embedding_size: int = 128,
         eye_width: int = 80,
         eye_depth: int = 2,
+        vae: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.image_size, self.patch_size, self.text_length = image_size, patch_size, text_length
         self.embedding_size, self.eye_width, self.eye_depth = embedding_size, eye_width, eye_depth
+        self.vae = small_vae() if vae is None else vae
         super().__init__(**kwargs)
 
 
 class FlowLM(PreTrainedModel):
     """LlamaModel over source patches, tokens and noisy target patches; heads for tokens, clean patches, embeddings.
 
-    Images are (n, 3, image_size, image_size) in [-1, 1]; ids (n, length) int64, padded at the end.
+    Images are (n, 3, image_size, image_size) in [-1, 1]; latents (n, 4, image_size / 4, image_size / 4), about unit
+    variance; ids (n, length) int64, padded at the end.
     """
 
     config_class = FlowLMConfig
@@ -62,8 +82,11 @@ class FlowLM(PreTrainedModel):
 
     def __init__(self, config: FlowLMConfig) -> None:
         super().__init__(config)
-        width, patch = config.hidden_size, 3 * config.patch_size**2
-        self.grid = config.image_size // config.patch_size
+        self.vae = AutoencoderKL(**config.vae).requires_grad_(False)
+        stride = 2 ** (len(config.vae["block_out_channels"]) - 1)
+        self.channels, self.latent_size = int(config.vae["latent_channels"]), config.image_size // stride
+        width, patch = config.hidden_size, self.channels * config.patch_size**2
+        self.grid = self.latent_size // config.patch_size
         self.backbone = LlamaModel(
             LlamaConfig(
                 vocab_size=config.vocab_size,
@@ -92,22 +115,28 @@ class FlowLM(PreTrainedModel):
 
     # --- pieces ----------------------------------------------------------------------------------------------------
 
-    def patches(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, grid * grid, 3 * patch * patch)."""
+    @torch.no_grad()
+    def latents_of(self, images: Tensor) -> Tensor:
+        """The mode of the autoencoder's distribution, shifted and scaled as its config says."""
+        shift = self.vae.config.shift_factor or 0.0
+        return (self.vae.encode(images).latent_dist.mode() - shift) * self.vae.config.scaling_factor
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """(n, channels, h, w) -> (n, grid * grid, channels * patch * patch)."""
         p = self.config.patch_size
-        return nn.functional.unfold(images, p, stride=p).transpose(1, 2)
+        return nn.functional.unfold(latents, p, stride=p).transpose(1, 2)
 
     def unpatch(self, tokens: Tensor) -> Tensor:
         """Inverse of `patches`."""
-        p, size = self.config.patch_size, self.config.image_size
+        p, size = self.config.patch_size, self.latent_size
         return nn.functional.fold(tokens.transpose(1, 2), (size, size), p, stride=p)
 
     def embed_source(self, images: Tensor) -> Tensor:
         seen = nn.functional.unfold(self.eye(images), 2, stride=2).transpose(1, 2)
-        return self.eye_in(seen) + self.patch_in(self.patches(images)) + self.place[0]
+        return self.eye_in(seen) + self.patch_in(self.patches(self.latents_of(images))) + self.place[0]
 
     def embed_target(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """noisy (n, 3, h, w), time (n,) in [0, 1] with 1 clean."""
+        """noisy latents, time (n,) in [0, 1] with 1 clean."""
         clock = self.time_in(self.clock(1000 * time).to(self.place.dtype))
         return self.patch_in(self.patches(noisy)) + self.place[1] + clock[:, None]
 
@@ -129,9 +158,10 @@ class FlowLM(PreTrainedModel):
         noisy: Tensor | None = None,
         time: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Hidden states of each segment: (source (n, image, d) | None, text (n, text, d), clean image | None).
+        """Hidden states of each segment: (source (n, image, d) | None, text (n, text, d), clean latents | None).
 
-        ids: (n, text) token ids, or (n, text, d) token embeddings. time: (n,) in [0, 1], 1 being clean.
+        ids: (n, text) token ids, or (n, text, d) token embeddings. source: images; noisy: latents;
+        time: (n,) in [0, 1], 1 being clean.
         """
         text = ids.shape[1]
         parts = [self.backbone.embed_tokens(ids) if ids.dim() == 2 else ids]

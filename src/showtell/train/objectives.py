@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,8 +15,12 @@ from showtell.nets.fsq import FSQModel
 from showtell.nets.scene_parser import SceneParser, parser_loss
 from showtell.nets.token_lm import TokenLM
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
 Batch = dict[str, Tensor]
 Loss = tuple[Tensor, dict[str, Tensor]]
+Head = Callable[[Tensor], Tensor]
 
 
 def to_signal(pixels: Tensor) -> Tensor:
@@ -40,12 +46,14 @@ def _noisy(clean: Tensor, generator: torch.Generator | None, mean: float) -> tup
     return share * clean + (1 - share) * noise, time
 
 
-def word_loss(logits: Tensor, ids: Tensor, valid: Tensor, start: Tensor) -> Tensor:
-    """Cross entropy of ids from position `start` (n,) on, each predicted by the position before it."""
+def word_loss(states: Tensor, ids: Tensor, valid: Tensor, start: Tensor, head: Head = lambda logits: logits) -> Tensor:
+    """Cross entropy of ids from position `start` (n,) on, each predicted by the position before it.
+
+    states (n, length, d); head: states (k, d) -> logits (k, vocabulary), applied only where something is predicted.
+    """
     order = torch.arange(ids.shape[1], device=ids.device)
-    wanted = (valid & (order >= start[:, None]))[:, 1:].flatten()
-    each = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
-    return (each * wanted).sum() / wanted.sum().clamp(min=1)
+    wanted = (valid & (order >= start[:, None]))[:, 1:]
+    return F.cross_entropy(head(states[:, :-1][wanted]).float(), ids[:, 1:][wanted])
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor:
@@ -55,30 +63,30 @@ def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
-def flow_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None, mean: float = -0.6) -> Loss:
+def flow_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None, mean: float = -0.3) -> Loss:
     """Words by cross entropy, images by rectified flow, embeddings by contrast. See `data.mix` for the batch."""
-    clean = to_signal(batch["show_image"])
+    clean = model.latents_of(to_signal(batch["show_image"])).float()
     noisy, time = _noisy(clean, generator, mean)
     _, hidden, shown = model(batch["show_ids"], batch["show_valid"], None, noisy, time)
     assert shown is not None
     parts = {"flow": velocity_loss(shown, clean, time)}
-    parts["plan"] = word_loss(model.logits(hidden), batch["show_ids"], batch["show_valid"], batch["show_start"] + 1)
+    parts["plan"] = word_loss(hidden, batch["show_ids"], batch["show_valid"], batch["show_start"] + 1, model.logits)
     seen, words, _ = model(batch["tell_ids"], batch["tell_valid"], to_signal(batch["tell_image"]))
     assert seen is not None
-    parts["words"] = word_loss(model.logits(words), batch["tell_ids"], batch["tell_valid"], batch["tell_start"])
+    parts["words"] = word_loss(words, batch["tell_ids"], batch["tell_valid"], batch["tell_start"], model.logits)
     told = batch["show_told"]  # rows whose text was not dropped
     texts = model.embed_texts(hidden, batch["show_start"])[told]
     parts["contrast"] = contrastive_loss(model.embed_images(seen)[told], texts, model.temperature)
     loss = parts["flow"] + parts["words"] + 0.5 * parts["plan"] + 0.05 * parts["contrast"]
     if "edit_ids" in batch:
-        after = to_signal(batch["edit_target"])
+        after = model.latents_of(to_signal(batch["edit_target"])).float()
         noisy, time = _noisy(after, generator, mean)
         before = to_signal(batch["edit_source"])
         _, hidden, shown = model(batch["edit_ids"], batch["edit_valid"], before, noisy, time)
         assert shown is not None
         parts["edit"] = velocity_loss(shown, after, time)
         wanted = batch["edit_ids"], batch["edit_valid"], batch["edit_start"] + 1
-        parts["edit plan"] = word_loss(model.logits(hidden), *wanted)
+        parts["edit plan"] = word_loss(hidden, *wanted, model.logits)
         loss = loss + len(after) / len(clean) * (parts["edit"] + parts["edit plan"])
     return loss, {name: value.detach() for name, value in parts.items()}
 
@@ -124,10 +132,29 @@ def parser_objective(model: SceneParser, batch: Batch, generator: torch.Generato
     return loss, {name: value.detach() for name, value in parts.items()}
 
 
+def reconstruction(made: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """Absolute error, and the same on edges so that thin lines and textures stay sharp; images in [-1, 1]."""
+    apart = made - clean
+    return {"pixels": apart.abs().mean(), "edges": apart.diff(dim=2).abs().mean() + apart.diff(dim=3).abs().mean()}
+
+
 def tokenizer_objective(model: FSQModel, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """Reconstruction: absolute error, plus the same on edges so that thin lines and textures stay sharp."""
+    """Reconstruction alone: the quantiser needs no further term (arXiv 2309.15505)."""
     clean = to_signal(batch["image"])
-    made = model(clean).float()
-    parts = {"pixels": (made - clean).abs().mean()}
-    parts["edges"] = sum(((made - clean).diff(dim=d)).abs().mean() for d in (2, 3))  # type: ignore[assignment]
+    parts = reconstruction(model(clean).float(), clean)
     return parts["pixels"] + parts["edges"], {name: value.detach() for name, value in parts.items()}
+
+
+def autoencoder_objective(
+    model: AutoencoderKL, batch: Batch, generator: torch.Generator | None, weight: float = 1e-3
+) -> Loss:
+    """Reconstruction from a sampled latent, and a weak pull of the latents to N(0, 1) (arXiv 1312.6114, appendix B);
+    weight: of the divergence in nats per number."""
+    clean = to_signal(batch["image"])
+    latents = model.encode(clean).latent_dist
+    made = model.decode(latents.sample(generator)).sample.float()
+    parts = reconstruction(made, clean)
+    mean, log_variance = latents.mean.float(), latents.logvar.float()
+    parts["kl"] = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
+    loss = parts["pixels"] + parts["edges"] + weight * parts["kl"]
+    return loss, {name: value.detach() for name, value in parts.items()}

@@ -1,0 +1,66 @@
+"""The KL autoencoder's recipe and objective, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from showtell.nets.flow_lm import small_vae
+from showtell.train.objectives import autoencoder_objective, reconstruction, word_loss
+from showtell.train.recipes import _unit_latents
+
+
+def test_reconstruction_counts_pixels_and_edges() -> None:
+    clean = torch.zeros(1, 1, 2, 2)
+    made = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]])
+    parts = reconstruction(made, clean)
+    assert float(parts["pixels"]) == 0.25  # one of four pixels off by one
+    assert float(parts["edges"]) == 1.0  # one of two edges off by one, down and across
+
+
+def test_divergence_of_a_standard_normal_latent_is_zero() -> None:
+    model = AutoencoderKL(**small_vae((8, 8), 2)).requires_grad_(False)
+    for part in (model.encoder.conv_out, model.quant_conv):
+        part.weight.zero_()
+        part.bias.zero_()
+    batch = {"image": torch.zeros(1, 16, 16, 3, dtype=torch.uint8)}
+    assert float(autoencoder_objective(model, batch, None)[1]["kl"]) == 0.0
+    model.quant_conv.bias[2:] = math.log(4.0)  # a variance of 4
+    expected = 0.5 * (4 - 1 - math.log(4))
+    assert float(autoencoder_objective(model, batch, None)[1]["kl"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_words_are_predicted_only_where_wanted() -> None:
+    ids = torch.tensor([[0, 1, 2, 0], [0, 2, 0, 0]])
+    valid = torch.tensor([[True] * 4, [True, True, False, False]])
+    logits = torch.zeros(2, 4, 3)
+    logits[0, 1, 2] = 50.0  # right, so it costs nothing
+    logits[:, 3] = float("nan")  # predicts nothing
+    seen: list[int] = []
+
+    def head(states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return states
+
+    loss = word_loss(logits, ids, valid, torch.tensor([2, 1]), head)
+    assert seen == [3]  # two words of the first row, one of the second
+    assert float(loss) == pytest.approx(2 / 3 * math.log(3), abs=1e-5)
+
+
+def test_latents_become_unit_variance() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderKL(**small_vae((8, 8, 8), 2)).eval()
+    _unit_latents(model)
+    import numpy as np
+
+    from showtell.train.objectives import to_signal
+    from showtell.train.recipes import _pictures
+
+    images = _pictures("scenes,emoji")(np.random.default_rng(7), 64)["image"]
+    with torch.no_grad():
+        z = model.encode(to_signal(torch.from_numpy(images))).latent_dist.mean
+    scaled = (z - model.config.shift_factor) * model.config.scaling_factor
+    assert abs(float(scaled.mean())) < 0.15 and abs(float(scaled.std()) - 1) < 0.15
