@@ -19,7 +19,7 @@ def load(source: Any = None, device: Any = None, dtype: Any = None) -> Bridge:
         diffusers
         pipeline that is already in memory, used as it is.
     device: where to run, "cpu", "cuda", ...; default: left where the library puts it. dtype: a torch dtype
-        or its name.
+        or its name; pipelines load in float32 by default.
     Weights are read from safetensors only.
     Raises ShowtellError: nothing there, offline, a component or file missing, an architecture that is not
     supported here
@@ -66,6 +66,7 @@ def _bridge(family: Family, pipeline: Any, device: Any) -> Bridge:
 
 def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any) -> Any:
     import diffusers
+    import torch
 
     name = config["_class_name"]
     if not hasattr(diffusers, name):
@@ -74,8 +75,12 @@ def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any) -
             f"it was saved with diffusers {config['_diffusers_version']}, here is {diffusers.__version__}."
         )
     _check_components(folder, config)
+    left_out = {key: None for key, value in config.items() if value == [None, None]}  # not all may be, unless said
     try:
-        return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+        # One type for all parts: left to themselves transformers loads what was saved, diffusers float32.
+        return getattr(diffusers, name).from_pretrained(
+            folder, torch_dtype=dtype or torch.float32, use_safetensors=True, **left_out
+        )
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ShowtellError(f"cannot load {folder}: {_first_line(error)}") from error
 

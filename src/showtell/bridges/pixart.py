@@ -66,7 +66,7 @@ class PixArt(Adapter):
 
     def start(self, run: Run, latents: torch.Tensor | None) -> torch.Tensor:
         run.own["asked"] = (run.height, run.width)
-        if run.options.get("use_resolution_binning", True):
+        if self._binning(run):
             bins = _BINS.get(self.denoiser.config.sample_size)
             if bins is None:
                 raise ShowtellError("this PixArt model has no trained sizes; pass use_resolution_binning=False.")
@@ -74,6 +74,10 @@ class PixArt(Adapter):
                 run.height, run.width, ratios=bins
             )
         return super().start(run, latents)
+
+    def _binning(self, run: Run) -> bool:
+        """Whether sizes go to the nearest trained one: as asked for, or where the model's sizes are known."""
+        return bool(run.options.get("use_resolution_binning", self.denoiser.config.sample_size in _BINS))
 
     def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
         prediction = self.denoiser(
@@ -102,7 +106,7 @@ class PixArt(Adapter):
     def decode(self, run: Run, latents: torch.Tensor, output_type: str) -> Any:
         pixels = self.pipeline.vae.decode(self.unscale(latents.to(self.pipeline.vae.dtype)), return_dict=False)[0]
         height, width = run.own.get("asked", (run.height, run.width))
-        if run.options.get("use_resolution_binning", True):
+        if self._binning(run):
             pixels = self.pipeline.image_processor.resize_and_crop_tensor(pixels, width, height)
         return self.pipeline.image_processor.postprocess(pixels, output_type=output_type)
 

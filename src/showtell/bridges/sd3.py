@@ -30,9 +30,15 @@ class StableDiffusion3(Adapter):
         length = self.pipeline.tokenizer_max_length
         pieces = [Piece(self.pipeline.tokenizer, length)]
         if self.pipeline.text_encoder_3 is not None:
-            limit = options.get("max_sequence_length") or 256
+            limit = self._longest(options)
             pieces.append(Piece(self.pipeline.tokenizer_3, limit, start=length))
         return pieces
+
+    def _longest(self, options: dict[str, Any]) -> int:
+        """Tokens of the T5 text: the pipeline's default of 256, or what a tokenizer made for less can take."""
+        tokenizer = self.pipeline.tokenizer_3
+        own = 256 if tokenizer is None else min(256, tokenizer.model_max_length)
+        return int(options.get("max_sequence_length") or own)
 
     def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
         texts = [prompt or "" for prompt in prompts]
@@ -44,7 +50,7 @@ class StableDiffusion3(Adapter):
             do_classifier_free_guidance=False,
             # The pipeline reads negative prompts without clip_skip.
             clip_skip=None if negative else options.get("clip_skip"),
-            max_sequence_length=options.get("max_sequence_length") or 256,
+            max_sequence_length=self._longest(options),
         )
         return Text(tokens, pooled)
 

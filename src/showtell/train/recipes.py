@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +18,11 @@ from showtell import files
 from showtell.data.mix import SPECIAL, Codec, Mixture, corpus
 from showtell.errors import ShowtellError
 from showtell.train import objectives
+from showtell.train.bases import diffusion
+from showtell.train.bases.pool import make_pool, packaged_vae
 from showtell.train.batches import Stream
+from showtell.train.recipe import Batch, Recipe
 from showtell.train.trainer import TrainResult, fit
-
-Batch = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """model() makes the network, data(source) the batch maker (rng, size) -> arrays, loss is the objective.
-
-    steps, batch, lr: what the packaged checkpoint took. extras(folder): files saved beside the weights.
-    """
-
-    about: str
-    model: Callable[[], Any]
-    data: Callable[[str], Callable[[np.random.Generator, int], Batch]]
-    loss: Callable[..., Any]
-    steps: int
-    batch: int
-    lr: float
-    text: bool = False
-    sources: tuple[str, ...] = ("scenes",)
-
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
@@ -169,8 +150,14 @@ RECIPES: dict[str, Recipe] = {
         "image tokenizer, 256 tokens of 1,000 codes",
         _fsq, _pictures, objectives.tokenizer_objective, 6000, 128, 2e-3, sources=("scenes,emoji",),
     ),
+    **diffusion.RECIPES,
 }  # fmt: skip
-NAMES = ("tokenizer", "emoji-eye", *RECIPES)
+_MADE: dict[str, Callable[[Path], Any]] = {  # what is not trained by steps
+    "tokenizer": lambda target: train_packaged_tokenizer(target),
+    "emoji-eye": lambda target: fit_emoji_eye(target),
+    "pool": lambda target: make_pool(packaged_vae()),
+}
+NAMES = (*_MADE, *RECIPES)
 
 
 def run(
@@ -197,8 +184,8 @@ def run(
         near = difflib.get_close_matches(name, NAMES, 3) or NAMES
         raise ShowtellError(f"unknown recipe {name!r}; did you mean: {', '.join(near)}?")
     target = Path(out or name)
-    if name in ("tokenizer", "emoji-eye"):
-        {"tokenizer": train_packaged_tokenizer, "emoji-eye": fit_emoji_eye}[name](target)
+    if name in _MADE:
+        _MADE[name](target)
         return None
     recipe = RECIPES[name]
     source = data or recipe.sources[0]
@@ -211,6 +198,7 @@ def run(
         _start_from(model, Path(init))
     stream = Stream(recipe.data(source), batch or recipe.batch, workers=workers)
     work = target.with_name(target.name + ".training")
+    options = {**recipe.options, **options}
     result = fit(
         model, recipe.loss, stream, steps=steps or recipe.steps, lr=options.pop("lr", recipe.lr), out=work,
         resume=resume, seed=seed, save_every=options.pop("save_every", 1000),

@@ -1,0 +1,1 @@
+"""The bases: small checkpoints of standard architectures that every experiment starts from."""

@@ -1,0 +1,224 @@
+"""The diffusion bases: small checkpoints of the pipelines' own classes, text encoder and denoiser trained together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from showtell.train.bases import text
+from showtell.train.bases.attention import plain_attention
+from showtell.train.bases.pool import packaged_vae, read_pool
+from showtell.train.recipe import Recipe
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+Predict = Callable[[Any, Tensor, Tensor, dict[str, Tensor]], Tensor]
+
+
+class Trained(nn.Module):
+    """The trained parts of a pipeline as one module; the frozen ones (its autoencoder) stay outside.
+
+    predict(pipeline, noisy latents (n, c, h, w), timesteps (n,), batch) -> prediction (n, c, h, w), made as the
+    pipeline makes it.
+    """
+
+    def __init__(self, pipeline: Any, parts: Sequence[str], predict: Predict) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: getattr(pipeline, name) for name in parts})
+        self.parts.requires_grad_(True)
+        self.pipeline, self.predict = pipeline, predict
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        with plain_attention():
+            return self.predict(self.pipeline, noisy, timesteps, batch)
+
+    def save_pretrained(self, target: str | Path) -> None:
+        """The pipeline in bfloat16, in the Hugging Face layout."""
+        self.pipeline.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
+
+
+# --- data and objectives ---------------------------------------------------------------------------------------------
+
+
+def prompted_latents(make_tokenizer: Callable[[], Any]) -> Callable[[str], Callable[..., dict[str, np.ndarray]]]:
+    """Batches of {latents (n, 4, 16, 16), ids (n, length), real (n, length)} from the pool."""
+
+    def data(source: str) -> Callable[[np.random.Generator, int], dict[str, np.ndarray]]:
+        latents, captions = read_pool(packaged_vae())
+        prompts = text.Prompts(make_tokenizer(), captions)
+
+        def make(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+            rows = rng.integers(len(latents), size=size)
+            return {"latents": latents[rows].astype(np.float32), **prompts(rng, rows)}
+
+        return make
+
+    return data
+
+
+def noise_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
+    """Predicting the noise (arXiv 2006.11239), steps weighted by min(SNR, 5) / SNR (arXiv 2303.09556)."""
+    clean, scheduler = batch["latents"], model.pipeline.scheduler
+    levels = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(levels, (len(clean),), generator=generator, device=clean.device)
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, batch).float()
+    signal = scheduler.alphas_cumprod.to(clean.device)[timesteps]
+    ratio = signal / (1 - signal)
+    each = (predicted - noise).square().flatten(1).mean(dim=1)
+    return (each * (5 / ratio).clamp(max=1)).mean(), {"mse": each.detach().mean()}
+
+
+def flow_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
+    """Rectified flow with logit-normal times (arXiv 2403.03206, sections 2 and 3.1)."""
+    clean = batch["latents"]
+    shape = (len(clean), *[1] * (clean.ndim - 1))
+    sigma = torch.randn(shape, generator=generator, device=clean.device).sigmoid()
+    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    predicted = model((1 - sigma) * clean + sigma * noise, 1000 * sigma.flatten(), batch).float()
+    loss = (predicted - (noise - clean)).square().mean()
+    return loss, {"mse": loss.detach()}
+
+
+# --- unet: Stable Diffusion ------------------------------------------------------------------------------------------
+
+UNET = {
+    "block_out_channels": (64, 128),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+}
+
+
+def unet(width: int = 128, layers: int = 2, **sizes: Any) -> Trained:
+    """A StableDiffusionPipeline: 16x16 latents, cross-attention at 8x8."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    tokenizer = text.clip_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=packaged_vae(),
+        text_encoder=text.clip_text(tokenizer, width, layers),
+        tokenizer=tokenizer,
+        unet=small_unet(width, **sizes),
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
+            set_alpha_to_one=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    return Trained(pipeline, ("unet", "text_encoder"), predict_with_unet)
+
+
+def small_unet(width: int, in_channels: int = 4, **sizes: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=in_channels, out_channels=4, norm_num_groups=8, attention_head_dim=2,
+        cross_attention_dim=width, **{**UNET, **sizes},
+    )  # fmt: skip
+
+
+def predict_with_unet(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    tokens = pipeline.text_encoder(batch["ids"])[0]
+    if "shown" in batch:  # the image to edit
+        noisy = torch.cat([noisy, batch["shown"]], dim=1)
+    return pipeline.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]
+
+
+# --- mmdit: Stable Diffusion 3 ---------------------------------------------------------------------------------------
+
+
+def mmdit(width: int = 64, layers: int = 3, depth: int = 6, heads: int = 2, head: int = 48) -> Trained:
+    """A StableDiffusion3Pipeline without T5: two CLIP texts and 64 image tokens attend jointly.
+
+    The T5 tokenizer is there for its length alone: SD3 puts one row of zeros for each of its tokens.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer = text.clip_tokenizer()
+    pipeline = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=depth, attention_head_dim=head,
+            num_attention_heads=heads, joint_attention_dim=2 * width, caption_projection_dim=heads * head,
+            pooled_projection_dim=2 * width, pos_embed_max_size=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=packaged_vae(),
+        text_encoder=text.clip_text(tokenizer, width, layers, projection=True),
+        tokenizer=tokenizer,
+        text_encoder_2=text.clip_text(tokenizer, width, layers, projection=True),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=text.t5_tokenizer(1),
+    )  # fmt: skip
+    return Trained(pipeline, ("transformer", "text_encoder", "text_encoder_2"), predict_with_mmdit)
+
+
+def predict_with_mmdit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    ids = batch["ids"]
+    read = [encoder(ids, output_hidden_states=True) for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)]
+    tokens = torch.cat([one.hidden_states[-2] for one in read], dim=-1)
+    zeros = tokens.new_zeros(len(ids), pipeline.tokenizer_3.model_max_length, tokens.shape[-1])
+    return pipeline.transformer(
+        hidden_states=noisy,
+        timestep=timesteps,
+        encoder_hidden_states=torch.cat([tokens, zeros], dim=1),
+        pooled_projections=torch.cat([one[0] for one in read], dim=-1),
+        return_dict=False,
+    )[0]
+
+
+# --- dit: PixArt -----------------------------------------------------------------------------------------------------
+
+
+def dit(width: int = 96, layers: int = 2, depth: int = 6, heads: int = 2, head: int = 64) -> Trained:
+    """A PixArtAlphaPipeline: 64 image tokens, cross-attention to a T5 text."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+
+    tokenizer = text.t5_tokenizer()
+    pipeline = PixArtAlphaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text.t5_text(tokenizer, width, layers),
+        vae=packaged_vae(),
+        transformer=PixArtTransformer2DModel(
+            sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=depth, attention_head_dim=head,
+            num_attention_heads=heads, cross_attention_dim=heads * head, caption_channels=width,
+            use_additional_conditions=False, interpolation_scale=1,
+        ),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    )  # fmt: skip
+    return Trained(pipeline, ("transformer", "text_encoder"), predict_with_dit)
+
+
+def predict_with_dit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    tokens = pipeline.text_encoder(batch["ids"], attention_mask=batch["real"])[0]
+    return pipeline.transformer(
+        noisy,
+        encoder_hidden_states=tokens,
+        encoder_attention_mask=batch["real"].long(),
+        timestep=timesteps,
+        added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+        return_dict=False,
+    )[0]
+
+
+RECIPES: dict[str, Recipe] = {
+    "unet": Recipe(
+        "Stable Diffusion: text-conditional UNet on latents",
+        unet, prompted_latents(text.clip_tokenizer), noise_loss, 8000, 32, 1e-3,
+    ),
+    "mmdit": Recipe(
+        "Stable Diffusion 3: joint attention of text and image, rectified flow",
+        mmdit, prompted_latents(text.clip_tokenizer), flow_loss, 10000, 48, 1.5e-3,
+    ),
+    "dit": Recipe(
+        "PixArt: transformer with cross-attention to a T5 text",
+        dit, prompted_latents(text.t5_tokenizer), noise_loss, 10000, 48, 1e-3,
+    ),
+}  # fmt: skip

@@ -1,0 +1,135 @@
+"""What the bases learn from: one pool of scenes with captions and latents, drawn and encoded once, kept in the cache.
+
+The bases' world is narrower than the whole one, so that a small model becomes good at it in an hour: English, one to
+four objects, two thirds of the scenes plain (solid, whole, upright, flat, evenly lit), the rest with what prompts about
+attributes, styles and written words need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from showtell import files
+from showtell.world import Scene, draw, sample
+from showtell.world.scene import BACKGROUNDS, STYLES
+
+BARE: dict[str, Any] = {"texture": "solid", "state": "whole", "rotation": 0, "style": "flat", "light": "even"}
+PLAIN: dict[str, Any] = BARE | {"size": "medium", "background": "white"}
+FACES: tuple[tuple[dict[str, Any], int], ...] = (  # how scenes are sampled, and how often in a hundred
+    ({"objects": 1, **BARE}, 8),
+    ({"objects": 2, **PLAIN}, 22),
+    ({"objects": (2, 3), "same": "shape", **PLAIN}, 6),
+    ({"objects": (3, 4), **PLAIN}, 16),
+    *(({**BARE, "count": count, "size": ("small", "medium")}, 2) for count in (2, 3, 4, 5)),
+    ({"objects": (2, 3), "relation": ("inside", "in front of", "behind", "between"), **BARE}, 6),
+    ({"objects": (2, 4), **BARE}, 12),
+    ({"objects": (1, 3), "style": "flat", "light": "even"}, 12),
+    ({"objects": (1, 2), **(PLAIN | {"style": STYLES, "background": BACKGROUNDS})}, 5),
+    ({"objects": (1, 2), "word": True, **PLAIN}, 5),
+)
+WORDINGS = ("plain", "terse", "paraphrase")  # columns of the captions
+WORDING_SHARES = (0.65, 0.15, 0.2)
+ROWS, SHARD = 100_000, 4_000
+_VERSION = 1  # to be raised when a change below or in FACES changes what is cached
+
+
+def cache_folder() -> Path:
+    """$SHOWTELL_CACHE, or showtell in the user's cache folder."""
+    own = os.environ.get("SHOWTELL_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(home) / "showtell"
+
+
+def pool_scenes(rng: np.random.Generator, count: int, split: str = "train") -> list[Scene]:
+    """Scenes of the bases' world, shuffled."""
+    chosen = rng.choice(len(FACES), size=count, p=np.array([weight for _, weight in FACES]) / 100)
+    made: list[Scene] = []
+    for index, (options, _) in enumerate(FACES):
+        made += sample(int((chosen == index).sum()), int(rng.integers(2**62)), split, **options)
+    return [made[i] for i in rng.permutation(count)]
+
+
+def wordings(scene: Scene, pick: random.Random) -> list[str]:
+    """The scene's captions: plain, terse, and one paraphrase."""
+    return [scene.caption("en", style) for style in ("plain", "terse", f"paraphrase-{pick.randint(1, 4)}")]
+
+
+def make_pool(vae: Any, rows: int = ROWS, seed: int = 0, quiet: bool = False) -> list[Path]:
+    """Draws and encodes the scenes that are not in the cache yet; returns the shards' files.
+
+    vae: an AutoencoderKL. A shard holds the means of the latents, scaled as the VAE's config says, float16
+    (SHARD, 4, 16, 16), and the captions. Interrupted, it goes on after the last whole shard.
+    """
+    root = cache_folder() / f"pool-{_key(vae, seed)}"
+    root.mkdir(parents=True, exist_ok=True)
+    shards = [root / f"{first:07d}-{min(SHARD, rows - first)}" for first in range(0, rows, SHARD)]
+    missing = [shard for shard in shards if not shard.with_suffix(".json").exists()]
+    for number, shard in enumerate(missing, 1):
+        first, count = map(int, shard.name.split("-"))
+        rng = np.random.default_rng((seed, first))
+        scenes = pool_scenes(rng, count)
+        pick = random.Random(int(rng.integers(2**62)))
+        latents = torch.cat([encode(vae, draw(scenes[i : i + 100])) for i in range(0, count, 100)])
+        files.write(shard.with_suffix(".latents"), latents.half().numpy().tobytes())
+        files.write(shard.with_suffix(".json"), json.dumps([wordings(scene, pick) for scene in scenes]))
+        if not quiet:
+            print(f"pool: {number}/{len(missing)} shards of {count} scenes in {root}", flush=True)
+    return shards
+
+
+@torch.no_grad()
+def encode(vae: Any, images: np.ndarray) -> torch.Tensor:
+    """uint8 (n, 64, 64, 3) -> scaled latents (n, 4, 16, 16) float32."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
+    mean = vae.encode(pixels).latent_dist.mode().float()
+    return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+
+def _key(vae: Any, seed: int) -> str:
+    """A name for what the pool depends on: the VAE's weights and scaling, the seed, this file's version."""
+    digest = sha256(f"{_VERSION} {seed} {vae.config.scaling_factor} {vae.config.shift_factor}".encode())
+    for weight in vae.state_dict().values():
+        digest.update(weight.float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def packaged_vae() -> Any:
+    """The packaged autoencoder in float32, frozen."""
+    from showtell.weights import folder
+
+    return _frozen_vae(folder("vae"))
+
+
+@lru_cache(maxsize=2)
+def _frozen_vae(path: Path) -> Any:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
+    return vae.eval().requires_grad_(False)
+
+
+def read_pool(vae: Any, rows: int | None = None, seed: int = 0) -> tuple[np.ndarray, list[list[str]]]:
+    """(latents (rows, 4, 16, 16) float16, captions: one per wording for each row); made first if it is not there.
+
+    rows: $SHOWTELL_POOL or 100,000 by default.
+    """
+    rows = rows or int(os.environ.get("SHOWTELL_POOL", ROWS))
+    shards = make_pool(vae, rows, seed)
+    shape = (-1, *_latent_shape(vae))
+    parts = [np.fromfile(shard.with_suffix(".latents"), np.float16).reshape(shape) for shard in shards]
+    captions = [row for shard in shards for row in json.loads(shard.with_suffix(".json").read_text())]
+    return np.concatenate(parts), captions
+
+
+def _latent_shape(vae: Any) -> tuple[int, int, int]:
+    side = 64 // 2 ** (len(vae.config.block_out_channels) - 1)
+    return vae.config.latent_channels, side, side

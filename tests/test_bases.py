@@ -1,0 +1,147 @@
+"""The bases: each recipe trains two steps and leaves a folder that `showtell.load` reads and that does its work."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import showtell
+from showtell.train import recipes
+from showtell.train.bases import pool, text
+from showtell.train.bases.attention import attend, plain_attention
+from tiny import sd
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A small random autoencoder in place of the packaged one, and a pool of a few scenes."""
+    root = tmp_path_factory.mktemp("bases")
+    vae(0).save_pretrained(root / "weights" / "vae")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOWTELL_WEIGHTS", str(root / "weights"))
+        patch.setenv("SHOWTELL_CACHE", str(root / "cache"))
+        patch.setenv("SHOWTELL_POOL", "12")
+        yield root
+
+
+def vae(seed):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, latent_channels=4,
+        up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, scaling_factor=0.5, shift_factor=0.1,
+    ).eval()  # fmt: skip
+
+
+def trained(home, name):
+    """The folder of that base after two steps, made once."""
+    folder = home / "weights" / name
+    if not folder.exists():
+        recipes.run(name, out=folder, steps=2, batch=3, progress=False)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["unet", "mmdit", "dit"])
+def test_diffusion_bases_are_pipelines_that_read_their_prompts(home, name):
+    folder = trained(home, name)
+    bridge = showtell.load(folder)
+    prompts = ["a red circle left of a blue square", "a green star"]
+    made = bridge.generate(prompts, num_inference_steps=2, output_type="np")
+    assert [image.shape for image in made] == [(64, 64, 3)] * 2
+    words = bridge.words(prompts[0])
+    assert len(words["circle"]) == 1
+    card = json.loads((folder / "card.json").read_text())
+    assert card["samples"] == 6 and 5e5 < card["parameters"] < 5e6
+    for weights in folder.rglob("*.safetensors"):
+        from safetensors.torch import load_file
+
+        assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["unet", "mmdit", "dit"])
+def test_training_sees_what_the_bridge_computes(home, name):
+    """The prediction that is trained is the one that sampling asks for: same text, same timestep, same latents."""
+    torch.manual_seed(0)
+    model = recipes.RECIPES[name].model().eval()
+    with torch.no_grad():
+        for weight in model.parameters():  # final layers begin at zero
+            if weight.ndim > 1 and not weight.any():
+                weight.normal_(0, 0.1)
+    bridge, prompts = showtell.load(model.pipeline), ["a red circle left of a blue square", "a green star"]
+    seen = {}
+
+    class Look(showtell.Technique):
+        def prediction(self, run, guided, conditional, unconditional):
+            seen.setdefault("at", (run.latents.clone(), run.timestep.clone(), conditional.clone()))
+
+    bridge.generate(prompts, using=[Look()], num_inference_steps=2, output_type="latent")
+    latents, timestep, predicted = seen["at"]
+    tokenizer = model.pipeline.tokenizer
+    ids, real = text.ids_of(tokenizer, prompts)
+    batch = {"ids": torch.from_numpy(ids).long(), "real": torch.from_numpy(real)}
+    with torch.no_grad():
+        again = model(latents, timestep.expand(2), batch)
+    torch.testing.assert_close(again, predicted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_pool_is_made_once_and_goes_on_where_it_was_interrupted(home, monkeypatch):
+    monkeypatch.setattr(pool, "SHARD", 4)
+    shards = pool.make_pool(vae(1), rows=10)
+    assert [shard.name.split("-")[1] for shard in shards] == ["4", "4", "2"]
+    first, captions = pool.read_pool(vae(1), rows=10)
+    assert first.shape == (10, 4, 16, 16) and len(captions) == 10 and len(captions[0]) == len(pool.WORDINGS)
+    stamp = shards[0].with_suffix(".json").stat().st_mtime_ns
+    shards[1].with_suffix(".json").unlink()  # as if killed there
+    again, _ = pool.read_pool(vae(1), rows=10)
+    assert np.array_equal(first, again) and shards[0].with_suffix(".json").stat().st_mtime_ns == stamp
+    other, _ = pool.read_pool(vae(2), rows=10)
+    assert not np.array_equal(first, other)
+
+
+def test_latents_decode_to_what_the_pipeline_would_show(home):
+    """The pool's scaling is the inverse of the pipeline's."""
+    pipeline = sd()
+    pipeline.vae = vae(3)
+    bridge = showtell.load(pipeline)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+    from PIL import Image
+
+    expected = bridge.to_latents([Image.fromarray(image[0])], height=64, width=64)
+    torch.testing.assert_close(pool.encode(pipeline.vae, image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_every_word_of_the_world_is_one_token():
+    clip, t5 = text.clip_tokenizer(), text.t5_tokenizer()
+    words = [word for word in text.vocabulary() if word.isalpha()]
+    assert {"circle", "circles", "watercolour", "hello", "moving"} <= set(words)
+    assert all(len(clip(word)["input_ids"]) == 3 for word in words)
+    assert all(len(t5(word)["input_ids"]) == 2 for word in words)
+    assert t5.unk_token_id not in t5("a left-turned arrow, with the word STOP; zyxwv")["input_ids"]
+
+
+def test_prompts_that_are_too_long_give_way_to_terse_ones():
+    tokenizer = text.clip_tokenizer()
+    long, terse = " ".join(["red"] * 40), "red square"
+    prompts = text.Prompts(tokenizer, [[long, terse, long]], drop=0.0)
+    rows = prompts(np.random.default_rng(0), np.zeros(20, int))
+    assert {tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows["ids"]} == {terse}
+    empty = text.Prompts(tokenizer, [[long, terse, long]], drop=1.0)(np.random.default_rng(0), np.zeros(2, int))
+    assert empty["real"].sum() == 4  # the two tokens that open and close
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": "bool"}, {"attn_mask": "float"}])
+def test_plain_attention_equals_the_fused_one(options):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 5, 8) for _ in range(3))
+    if "attn_mask" in options:
+        mask = torch.rand(2, 1, 5, 5) > 0.3
+        mask[..., 0] = True
+        options = {"attn_mask": mask if options["attn_mask"] == "bool" else torch.randn(2, 1, 5, 5)}
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, **options)
+    torch.testing.assert_close(attend(q, k, v, **options), expected)
+    with plain_attention():
+        torch.testing.assert_close(torch.nn.functional.scaled_dot_product_attention(q, k, v, **options), expected)
