@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
-from showtell.steer.regions import Region, RegionalPrompts, WordRegions, mask_on
+from showtell.steer.regions import Region, RegionalPrompts, WordRegions, apart, cells, mask_on, named_boxes
 from steering import FAMILIES, PROMPTS, sampled
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -105,3 +106,21 @@ def test_soft_regions(name: str) -> None:
 
 def test_whole_image_regions_change_no_bit() -> None:
     assert torch.equal(sampled("sd", WordRegions({"ring": WHOLE})), sampled("sd"))
+
+
+def test_cells_belong_where_half_of_them_is_covered() -> None:
+    assert cells((0.0, 0.0, 0.5, 1.0), (1, 4)).tolist() == [[True, True, False, False]]
+    assert cells((0.0, 0.0, 0.3, 1.0), (1, 2)).tolist() == [[True, False]]
+    assert cells((0.6, 0.0, 0.7, 1.0), (1, 2)).tolist() == [[False, True]], "never none"
+    assert cells(torch.tensor([[0.0, 1.0]]), (2, 4)).tolist() == [[False, False, True, True]] * 2
+
+
+def test_named_boxes_lose_their_articles() -> None:
+    found = named_boxes(["a red ring", "two dots"], np.array([[0, 0, 0.5, 1], [0.5, 0, 1, 1]]))
+    assert found == {"red ring": (0, 0, 0.5, 1), "two dots": (0.5, 0, 1, 1)}
+
+
+def test_apart_keeps_subjects_from_each_other_alone() -> None:
+    """Queries: of the first, of both, of the second, of nobody; keys likewise."""
+    owned = torch.tensor([[[1, 1, 0, 0], [0, 1, 1, 0]]]).bool()
+    assert apart(owned, owned)[0].int().tolist() == [[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]

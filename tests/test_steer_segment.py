@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tiny
-from showtell.errors import UnsupportedError
-from showtell.steer.segment import masks_of, normalised, otsu, partition, word_maps
+from showtell.errors import ShowtellError, UnsupportedError
+from showtell.steer.segment import clusters, masks_of, normalised, otsu, partition, subject_masks, word_maps
 from steering import FAMILIES, bridge_of
 
 
@@ -50,3 +50,28 @@ def test_a_bridge_without_attention_says_so() -> None:
 
     with pytest.raises(UnsupportedError, match="cannot attend"):
         word_maps(Blind(), "a ring")  # type: ignore[arg-type]
+
+
+def test_clusters_are_found_and_stable() -> None:
+    centres = torch.tensor([[0.0, 0.0], [5.0, 0.0], [0.0, 5.0]])
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 3, (60,), generator=generator)
+    points = centres[truth] + 0.3 * torch.randn(60, 2, generator=generator)
+    labels = clusters(points, 3)
+    assert len({(int(a), int(b)) for a, b in zip(truth, labels, strict=True)}) == 3
+    assert torch.equal(clusters(points, 3), labels)
+    assert clusters(torch.zeros(4, 2), 2).tolist() == [0, 0, 0, 0]
+    with pytest.raises(ShowtellError, match="5 clusters"):
+        clusters(torch.zeros(4, 2), 5)
+
+
+def test_subject_masks_follow_the_attention() -> None:
+    """On a 4x4 grid, the ring is two cells in a box of four, the star fills its box, the rest is background."""
+    kinds = torch.tensor([[0, 2, 2, 2], [0, 2, 2, 2], [2, 2, 1, 1], [2, 2, 1, 1]])
+    attention = torch.nn.functional.one_hot(kinds.flatten()).float() @ torch.eye(3, 16)
+    ring, star = subject_masks(attention, [(0.0, 0.0, 0.5, 0.5), (0.5, 0.5, 1.0, 1.0)], (4, 4), per_subject=1)
+    assert torch.equal(ring, (kinds == 0).float()) and torch.equal(star, (kinds == 1).float())
+    # Where no cluster lies mostly in a box, the box stays.
+    box = (0.25, 0.0, 0.5, 0.5)
+    assert subject_masks(attention, [box], (4, 4), per_subject=2) == [box]
+    assert subject_masks(attention, [], (4, 4)) == []

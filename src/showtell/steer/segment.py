@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from ..bridges.base import Bridge, Run
 from ..errors import ShowtellError
 from .maps import RecordMaps, Where
-from .regions import words_of
+from .regions import Box, cells, words_of
 
 
 def normalised(maps: torch.Tensor) -> torch.Tensor:
@@ -49,6 +50,52 @@ def masks_of(maps: torch.Tensor, threshold: float | None = None) -> torch.Tensor
 def partition(maps: torch.Tensor) -> torch.Tensor:
     """For maps (words, height, width) the index of the word that each cell belongs to, (height, width)."""
     return normalised(maps).argmax(dim=-3)
+
+
+def clusters(points: torch.Tensor, count: int, iterations: int = 20) -> torch.Tensor:
+    """Labels (n,) of points (n, features) in `count` clusters, by k-means (Lloyd's algorithm).
+
+    The first centre is the point farthest from the mean, each next one the farthest from those before, so that the
+    same points always give the same labels. Fewer clusters than `count` are left where points coincide.
+    """
+    if not 1 <= count <= len(points):
+        raise ShowtellError(f"{len(points)} points cannot be put into {count} clusters.")
+    distance = (points - points.mean(dim=0)).square().sum(dim=1)
+    chosen = [int(distance.argmax())]
+    nearest = (points - points[chosen[0]]).square().sum(dim=1)
+    while len(chosen) < count:
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (points - points[chosen[-1]]).square().sum(dim=1))
+    centres = points[chosen]
+    for _ in range(iterations):
+        labels = torch.cdist(points, centres).argmin(dim=1)
+        member = torch.nn.functional.one_hot(labels, count).to(points)
+        sizes = member.sum(dim=0)[:, None]
+        moved = torch.where(sizes > 0, member.T @ points / sizes.clamp(min=1), centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return torch.cdist(points, centres).argmin(dim=1)
+
+
+def subject_masks(
+    attention: torch.Tensor, boxes: Sequence[Box], grid: Sequence[int], per_subject: int = 3
+) -> list[Box | torch.Tensor]:
+    """A mask (height, width) for each subject of an image, from self-attention; the box where a subject gets none.
+
+    attention: (tokens, tokens), how each token of `grid` attends to the others. Its rows are put into `per_subject`
+    clusters for each subject and one for the background; a cluster belongs to the subject whose box holds most of it.
+    Bounded Attention (arXiv 2403.16990, section 4.3).
+    """
+    if not boxes:
+        return []
+    owned = torch.stack([cells(box, grid).flatten() for box in boxes]).to(attention)
+    labels = clusters(attention, min(per_subject * len(boxes) + 1, len(attention)))
+    member = torch.nn.functional.one_hot(labels).to(attention)
+    share, owner = (owned @ member / member.sum(dim=0).clamp(min=1)).max(dim=0)  # of each cluster in its best box
+    subject = torch.where(share > 0.5, owner, -1)[labels]
+    masks = [(subject == k).view(*grid) for k in range(len(boxes))]
+    return [mask.float() if bool(mask.any()) else box for mask, box in zip(masks, boxes, strict=True)]
 
 
 def word_maps(
