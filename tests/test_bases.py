@@ -12,7 +12,7 @@ import showtell
 from showtell.train import recipes
 from showtell.train.bases import pool, text
 from showtell.train.bases.attention import attend, plain_attention
-from tiny import sd
+from showtell.world import draw
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +102,22 @@ def test_the_pool_is_made_once_and_goes_on_where_it_was_interrupted(home, monkey
     assert not np.array_equal(first, other)
 
 
-def test_latents_decode_to_what_the_pipeline_would_show(home):
-    """The pool's scaling is the inverse of the pipeline's."""
-    pipeline = sd()
-    pipeline.vae = vae(3)
-    bridge = showtell.load(pipeline)
-    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    from PIL import Image
-
-    expected = bridge.to_latents([Image.fromarray(image[0])], height=64, width=64)
-    torch.testing.assert_close(pool.encode(pipeline.vae, image), expected, rtol=1e-4, atol=1e-4)
+def test_a_standardised_autoencoder_needs_no_scale_and_no_shift():
+    """Its latents have mean 0 and variance 1 in every channel, and decode to the same pictures."""
+    plain, moved = vae(3), pool.standardised(vae(3))
+    assert moved.config.scaling_factor == 1 and moved.config.shift_factor == 0
+    images = draw(pool.pool_scenes(np.random.default_rng(0), 300))
+    latents = torch.cat([pool.encode(moved, part) for part in np.array_split(images, 3)])
+    torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    pixels = torch.from_numpy(images[:2]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        one, other = plain.encode(pixels).latent_dist, moved.encode(pixels).latent_dist
+        noise = torch.randn(one.mean.shape)
+        torch.testing.assert_close(
+            moved.decode(other.mean + other.std * noise).sample, plain.decode(one.mean + one.std * noise).sample,
+            rtol=1e-3, atol=1e-4,
+        )  # fmt: skip
 
 
 def test_every_word_of_the_world_is_one_token():

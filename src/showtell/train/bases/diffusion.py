@@ -87,7 +87,7 @@ def flow_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generat
 # --- unet: Stable Diffusion ------------------------------------------------------------------------------------------
 
 UNET = {
-    "block_out_channels": (64, 128),
+    "block_out_channels": (48, 96),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
@@ -177,7 +177,7 @@ def predict_with_mmdit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: d
 # --- dit: PixArt -----------------------------------------------------------------------------------------------------
 
 
-def dit(width: int = 96, layers: int = 2, depth: int = 6, heads: int = 2, head: int = 64) -> Trained:
+def dit(width: int = 96, layers: int = 2, depth: int = 6, heads: int = 2, head: int = 48) -> Trained:
     """A PixArtAlphaPipeline: 64 image tokens, cross-attention to a T5 text."""
     from diffusers import DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
@@ -211,14 +211,14 @@ def predict_with_dit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dic
 RECIPES: dict[str, Recipe] = {
     "unet": Recipe(
         "Stable Diffusion: text-conditional UNet on latents",
-        unet, prompted_latents(text.clip_tokenizer), noise_loss, 8000, 32, 1e-3,
+        unet, prompted_latents(text.clip_tokenizer), noise_loss, 6400, 32, 1e-3,
     ),
     "mmdit": Recipe(
         "Stable Diffusion 3: joint attention of text and image, rectified flow",
-        mmdit, prompted_latents(text.clip_tokenizer), flow_loss, 10000, 48, 1.5e-3,
+        mmdit, prompted_latents(text.clip_tokenizer), flow_loss, 5500, 48, 1.5e-3,
     ),
     "dit": Recipe(
         "PixArt: transformer with cross-attention to a T5 text",
-        dit, prompted_latents(text.t5_tokenizer), noise_loss, 10000, 48, 1e-3,
+        dit, prompted_latents(text.t5_tokenizer), noise_loss, 8000, 48, 1.5e-3,
     ),
 }  # fmt: skip

@@ -66,8 +66,8 @@ def wordings(scene: Scene, pick: random.Random) -> list[str]:
 def make_pool(vae: Any, rows: int = ROWS, seed: int = 0, quiet: bool = False) -> list[Path]:
     """Draws and encodes the scenes that are not in the cache yet; returns the shards' files.
 
-    vae: an AutoencoderKL. A shard holds the means of the latents, scaled as the VAE's config says, float16
-    (SHARD, 4, 16, 16), and the captions. Interrupted, it goes on after the last whole shard.
+    vae: a standardised AutoencoderKL. A shard holds the means of the latents, float16 (SHARD, 4, 16, 16), and the
+    captions. Interrupted, it goes on after the last whole shard.
     """
     root = cache_folder() / f"pool-{_key(vae, seed)}"
     root.mkdir(parents=True, exist_ok=True)
@@ -88,22 +88,22 @@ def make_pool(vae: Any, rows: int = ROWS, seed: int = 0, quiet: bool = False) ->
 
 @torch.no_grad()
 def encode(vae: Any, images: np.ndarray) -> torch.Tensor:
-    """uint8 (n, 64, 64, 3) -> scaled latents (n, 4, 16, 16) float32."""
+    """uint8 (n, 64, 64, 3) -> latents (n, 4, 16, 16) float32, the means of a standardised autoencoder."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(vae.dtype) / 127.5 - 1
     mean = vae.encode(pixels).latent_dist.mode().float()
-    return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+    return mean
 
 
 def _key(vae: Any, seed: int) -> str:
-    """A name for what the pool depends on: the VAE's weights and scaling, the seed, this file's version."""
-    digest = sha256(f"{_VERSION} {seed} {vae.config.scaling_factor} {vae.config.shift_factor}".encode())
+    """A name for what the pool depends on: the VAE's weights, the seed, this file's version."""
+    digest = sha256(f"{_VERSION} {seed}".encode())
     for weight in vae.state_dict().values():
         digest.update(weight.float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
 def packaged_vae() -> Any:
-    """The packaged autoencoder in float32, frozen."""
+    """The packaged autoencoder in float32, frozen and standardised."""
     from showtell.weights import folder
 
     return _frozen_vae(folder("vae"))
@@ -114,7 +114,26 @@ def _frozen_vae(path: Path) -> Any:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL.from_pretrained(path, torch_dtype=torch.float32, use_safetensors=True)
-    return vae.eval().requires_grad_(False)
+    return standardised(vae.eval().requires_grad_(False))
+
+
+@torch.no_grad()
+def standardised(vae: Any, scenes: int = 300) -> Any:
+    """The autoencoder with latents of mean 0 and variance 1 in every channel, changed in place.
+
+    It is done in the weights, as pipelines know of one scale for all channels, and most of no shift.
+    """
+    vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
+    images = draw(pool_scenes(np.random.default_rng(0), scenes))
+    latents = torch.cat([encode(vae, part) for part in np.array_split(images, 3)])
+    mean, spread = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    before, after = vae.quant_conv, vae.post_quant_conv
+    both = torch.cat([spread, torch.ones_like(spread)])  # means, then logarithms of variances
+    before.weight /= both[:, None, None, None]
+    before.bias.sub_(torch.cat([mean, 2 * spread.log()])).div_(both)
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= spread[:, None, None]
+    return vae
 
 
 def read_pool(vae: Any, rows: int | None = None, seed: int = 0) -> tuple[np.ndarray, list[list[str]]]:

@@ -128,8 +128,8 @@ class Prompts:
     def __init__(self, tokenizer: Any, captions: Sequence[Sequence[str]], drop: float = 0.1) -> None:
         columns = [ids_of(tokenizer, [row[i] for row in captions]) for i in range(len(captions[0]))]
         self.drop = drop
-        self.ids = np.stack([ids for ids, _ in columns], axis=1)
-        self.real = np.stack([real for _, real in columns], axis=1)
+        self.ids: np.ndarray = np.stack([ids for ids, _ in columns], axis=1)
+        self.real: np.ndarray = np.stack([real for _, real in columns], axis=1)
         cut = self.real.all(axis=2)
         self.ids = np.where(cut[..., None], self.ids[:, 1:2], self.ids)
         self.real = np.where(cut[..., None], self.real[:, 1:2], self.real)
