@@ -1,4 +1,6 @@
-"""CogVideoX, text to video: joint attention over a T5 text and, behind it, the tokens of all frames."""
+"""CogVideoX, text to video and image to video: joint attention over a T5 text and, behind it, the tokens of all
+frames.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..errors import ShowtellError
 from .adapter import Adapter
 from .base import Run, Text
 from .layout import Grid, TokenLayout, attention_calls
+from .stable_diffusion import with_extra
 from .wan import checked_frames
 from .words import Piece
 
@@ -84,14 +88,20 @@ class CogVideoX(Adapter):
 
     def predict(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor, text: Text) -> torch.Tensor:
         run.own["time"] = timestep
+        strength = self.denoiser.config.ofs_embed_dim
         prediction = self.denoiser(
-            hidden_states=latents.transpose(1, 2),
+            hidden_states=self._hidden(latents, text).transpose(1, 2),
             encoder_hidden_states=text.tokens,
             timestep=timestep.expand(len(latents)),
+            ofs=None if strength is None else latents.new_full((1,), 2.0),
             image_rotary_emb=run.own.get("rotary"),
             return_dict=False,
         )[0]
         return prediction.float().transpose(1, 2)
+
+    def _hidden(self, latents: torch.Tensor, text: Text) -> torch.Tensor:
+        """What the denoiser reads as its latents."""
+        return latents
 
     def guide(self, run: Run, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         if "negative" not in outputs or run.guidance == 1:
@@ -125,3 +135,48 @@ class CogVideoX(Adapter):
         grid = self.grid(run)
         calls = attention_calls(self.denoiser, lambda name, module: "joint")
         return TokenLayout(calls, {grid[0] * grid[1] * grid[2]: grid}, text_first=True)
+
+
+class CogVideoXImageToVideo(CogVideoX):
+    """image: the first frame, one per sample. Its latents are further channels of every frame, zero after the first."""
+
+    options = CogVideoX.options | {"image"}
+
+    @property
+    def channels(self) -> int:
+        return int(self.denoiser.config.in_channels) // 2
+
+    def frames(self, num_frames: int | None) -> int:
+        return super().frames(49 if num_frames is None else num_frames)
+
+    def start(self, run: Run, latents: torch.Tensor | None) -> torch.Tensor:
+        # Before the noise, as both are drawn from the same generators.
+        first = first_frames(self, run)
+        factor = self.pipeline.vae_scaling_factor_image
+        first = first / factor if self.pipeline.vae.config.invert_scale_latents else first * factor
+        missing = self._latent_frames(run)[0] - 1
+        run.own["image"] = torch.nn.functional.pad(first, (0, 0, 0, 0, 0, missing))
+        return super().start(run, latents)
+
+    def condition(self, run: Run) -> None:
+        super().condition(run)
+        run.text = with_extra(run.text, "image", run.own["image"])
+        if run.negative is not None:
+            run.negative = with_extra(run.negative, "image", run.own["image"])
+
+    def _hidden(self, latents: torch.Tensor, text: Text) -> torch.Tensor:
+        return torch.cat([latents, text.extra["image"]], dim=1)
+
+
+def first_frames(adapter: Adapter, run: Run) -> torch.Tensor:
+    """Latents drawn for the image of every sample, (n, channels, 1, height, width), not yet scaled."""
+    images = run.options.get("image")
+    if images is None:
+        raise ShowtellError("this model animates an image: give one, as in animate(prompts, images).")
+    vae, generators, found = adapter.pipeline.vae, run.generators, []
+    for row, image in enumerate(images):
+        pixels = adapter.pipeline.video_processor.preprocess(image, height=run.height, width=run.width)
+        pixels = pixels.to(device=adapter.device, dtype=run.text.tokens.dtype)
+        generator = generators[row] if isinstance(generators, list) else generators
+        found.append(vae.encode(pixels[:, :, None]).latent_dist.sample(generator))
+    return torch.cat(found).to(adapter.latent_dtype or run.text.tokens.dtype)

@@ -46,7 +46,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("Wan, text to video", ("WanPipeline",), "wan:Wan", VIDEO),
     Family("Wan, image to video", ("WanImageToVideoPipeline",), "wan:WanImageToVideo", VIDEO),
     Family("CogVideoX", ("CogVideoXPipeline",), "cogvideox:CogVideoX", VIDEO),
+    Family("CogVideoX, image to video", ("CogVideoXImageToVideoPipeline",), "cogvideox:CogVideoXImageToVideo", VIDEO),
     Family("LTX-Video", ("LTXPipeline",), "ltx:LTXVideo", VIDEO),
+    Family("LTX-Video, image to video", ("LTXImageToVideoPipeline",), "ltx:LTXImageToVideo", VIDEO),
     Family("AnimateDiff", ("AnimateDiffPipeline",), "animatediff:AnimateDiff", VIDEO),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
     Family(

@@ -1,4 +1,4 @@
-"""LTX-Video, text to video: a video transformer whose cross-attention reads a T5 text."""
+"""LTX-Video, text to video and image to video: a video transformer whose cross-attention reads a T5 text."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .adapter import Adapter
 from .base import Run, Text, spread
+from .cogvideox import first_frames
 from .layout import Grid, TokenLayout, attention_calls
 from .stable_diffusion import rescaled
 from .wan import checked_frames
@@ -96,7 +97,7 @@ class LTXVideo(Adapter):
         packed = self.denoiser(
             hidden_states=self.pipeline._pack_latents(latents, side, time).to(text.tokens.dtype),
             encoder_hidden_states=text.tokens,
-            timestep=timestep.expand(len(latents)),
+            timestep=self._times(run, latents, timestep),
             encoder_attention_mask=text.mask,
             num_frames=frames,
             height=height,
@@ -105,6 +106,10 @@ class LTXVideo(Adapter):
             return_dict=False,
         )[0]
         return self._unpacked(packed.float(), latents.shape[2:])
+
+    def _times(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The time of every sample or of every token."""
+        return timestep.expand(len(latents))
 
     def guide(self, run: Run, outputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return rescaled(self, run, super().guide(run, outputs), outputs["text"])
@@ -136,3 +141,31 @@ class LTXVideo(Adapter):
 
         grid = self.grid(run)
         return TokenLayout(attention_calls(self.denoiser, kind), {grid[0] * grid[1] * grid[2]: grid})
+
+
+class LTXImageToVideo(LTXVideo):
+    """image: the first frame, one per sample; the model is told it as latents of time 0, which stay as they are.
+
+    Given `latents` hold the first frame already, as in the pipeline.
+    """
+
+    options = LTXVideo.options | {"image"}
+
+    def start(self, run: Run, latents: torch.Tensor | None) -> torch.Tensor:
+        if latents is not None:
+            return super().start(run, latents)
+        # Before the noise, as both are drawn from the same generators.
+        vae, drawn = self.pipeline.vae, first_frames(self, run)
+        first = self.pipeline._normalize_latents(drawn, vae.latents_mean, vae.latents_std)
+        return torch.cat([first, super().start(run, None)[:, :, 1:]], dim=2)
+
+    def _times(self, run: Run, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        time, side, _ = self._patches
+        known = torch.zeros_like(latents[:, :1])
+        known[:, :, 0] = 1
+        tokens = self.pipeline._pack_latents(known, side, time).squeeze(-1)
+        return timestep.expand(len(latents))[:, None] * (1 - tokens)
+
+    def advance(self, run: Run, prediction: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        later = super().advance(run, prediction[:, :, 1:], latents[:, :, 1:])
+        return torch.cat([latents[:, :, :1], later], dim=2)
