@@ -22,7 +22,7 @@ class FSQModel(ModelMixin, ConfigMixin):
     def __init__(
         self,
         levels: Sequence[int] = (8, 5, 5, 5),
-        block_out_channels: Sequence[int] = (16, 32, 48),
+        block_out_channels: Sequence[int] = (16, 32, 64),
         layers_per_block: int = 1,
         image_size: int = 64,
     ) -> None:

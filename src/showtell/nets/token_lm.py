@@ -36,7 +36,7 @@ class TokenLMConfig(PretrainedConfig):
         num_hidden_layers: int = 4,
         num_attention_heads: int = 2,
         text_length: int = 96,
-        tokenizer_channels: tuple[int, ...] = (16, 32, 48),
+        tokenizer_channels: tuple[int, ...] = (16, 32, 64),
         **kwargs: Any,
     ) -> None:
         self.text_vocab, self.codes, self.image_tokens, self.masked = text_vocab, codes, image_tokens, masked

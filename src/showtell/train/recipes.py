@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from showtell import files
 from showtell.data.mix import SPECIAL, Codec, Mixture, corpus
 from showtell.errors import ShowtellError
 from showtell.train import objectives
-from showtell.train.bases import diffusion
-from showtell.train.bases.pool import make_pool, packaged_vae
+from showtell.train.bases import diffusion, seeing
+from showtell.train.bases.pool import KINDS, make_pool, packaged_vae
 from showtell.train.batches import Stream
 from showtell.train.recipe import Batch, Recipe
 from showtell.train.trainer import TrainResult, fit
@@ -83,16 +84,18 @@ def _pictures(source: str) -> Callable[[np.random.Generator, int], Batch]:
 
 
 def _flow() -> Any:
-    from showtell.nets.flow_lm import FlowLM, FlowLMConfig
+    from diffusers import AutoencoderKL
 
-    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer)))
-    try:  # the eye has learned to see objects already, if a judge is there
-        from showtell.nets.scene_parser import SceneParser
-        from showtell.weights import folder
+    from showtell.nets.flow_lm import FlowLM, FlowLMConfig, small_vae
+    from showtell.nets.scene_parser import SceneParser
+    from showtell.weights import folder
 
+    vae = AutoencoderKL.from_pretrained(folder("vae"), use_safetensors=True)
+    sizes = small_vae() | {name: vae.config[name] for name in ("scaling_factor", "shift_factor")}
+    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer), vae=sizes))
+    model.vae.load_state_dict(vae.state_dict())
+    with suppress(ShowtellError):  # the eye has learned to see objects already, if a judge is there
         model.eye.load_state_dict(SceneParser.from_pretrained(folder("judge")).trunk.state_dict())
-    except ShowtellError:
-        pass
     return _plain(model)
 
 
@@ -122,7 +125,29 @@ def _parser(**sizes: Any) -> Any:
 def _fsq() -> Any:
     from showtell.nets.fsq import FSQModel
 
-    return FSQModel()
+    model = FSQModel()
+    with suppress(ShowtellError):  # most of what it needs to know, the packaged autoencoder knows
+        own, known = model.state_dict(), packaged_vae().state_dict()
+        fitting = {name: v for name, v in known.items() if name in own and own[name].shape == v.shape}
+        model.load_state_dict(own | fitting)
+    return model
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    from showtell.nets.flow_lm import small_vae
+
+    return AutoencoderKL(**small_vae())
+
+
+@torch.no_grad()
+def _unit_latents(model: Any) -> None:
+    """Notes in the config what makes latents zero-mean and of unit variance (arXiv 2112.10752, section 4.3.2)."""
+    images = _pictures("scenes,emoji")(np.random.default_rng(2**32), 512)["image"]
+    latents = model.encode(objectives.to_signal(torch.from_numpy(images))).latent_dist.mean
+    shift = float(latents.mean())
+    model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=shift)
 
 
 _BOTH = ("scenes,emoji", "scenes", "emoji", "FOLDER")
@@ -150,12 +175,18 @@ RECIPES: dict[str, Recipe] = {
         "image tokenizer, 256 tokens of 1,000 codes",
         _fsq, _pictures, objectives.tokenizer_objective, 6000, 128, 2e-3, sources=("scenes,emoji",),
     ),
+    "vae": Recipe(
+        "KL autoencoder: 64x64 pixels to 16x16 latents of 4 channels",
+        _vae, _pictures, objectives.autoencoder_objective, 6000, 16, 2e-3, sources=("scenes,emoji",),
+        finish=_unit_latents,
+    ),
     **diffusion.RECIPES,
+    **seeing.RECIPES,
 }  # fmt: skip
 _MADE: dict[str, Callable[[Path], Any]] = {  # what is not trained by steps
     "tokenizer": lambda target: train_packaged_tokenizer(target),
     "emoji-eye": lambda target: fit_emoji_eye(target),
-    "pool": lambda target: make_pool(packaged_vae()),
+    "pool": lambda target: [make_pool(packaged_vae(), kind) for kind in KINDS],
 }
 NAMES = (*_MADE, *RECIPES)
 
@@ -206,21 +237,27 @@ def run(
     )  # fmt: skip
     card = {"recipe": name, "data": source, "seed": seed, "batch": stream.batch_size, "steps": result.steps,
             "samples": result.samples, "seconds": round(result.seconds), "init": init and str(init)}  # fmt: skip
+    if recipe.finish is not None:
+        recipe.finish(result.model)
     save(result.model, target, recipe, card)
     return result
 
 
 def _start_from(model: Any, source: Path) -> None:
-    """Loads the weights of another run. Raises ShowtellError where they do not fit."""
+    """Loads the weights of another run, leaving out what has another shape. Raises ShowtellError where little fits."""
     from safetensors.torch import load_file
 
     try:
-        weights = {name: value.float() for name, value in load_file(source / "model.safetensors").items()}
-        missing = model.load_state_dict(weights, strict=False).missing_keys
-    except (OSError, RuntimeError) as error:
+        weights = load_file(source / "model.safetensors")
+    except OSError as error:
         raise ShowtellError(f"cannot start from {source}: {str(error).splitlines()[0]}") from None
-    if missing and len(missing) > len(weights) // 10:
-        raise ShowtellError(f"cannot start from {source}: it holds another model (no {missing[0]})")
+    own = model.state_dict()
+    fitting = {name: v.float() for name, v in weights.items() if name in own and own[name].shape == v.shape}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if len(trained & set(fitting)) < 0.9 * len(trained):
+        missing = min(trained - set(fitting))
+        raise ShowtellError(f"cannot start from {source}: it holds another model (no fitting {missing})")
+    model.load_state_dict(own | fitting)
 
 
 def save(model: Any, target: Path, recipe: Recipe, card: dict[str, Any]) -> None:
