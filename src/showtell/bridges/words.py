@@ -95,6 +95,11 @@ class Words:
             )
         return self._word(*spans[occurrence]).positions
 
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Every token that stands for text, punctuation between the words included."""
+        return tuple(sorted({at for _, _, at in self._tokens}))
+
     def as_dict(self) -> dict[str, tuple[int, ...]]:
         """Every different word with the positions of all its occurrences."""
         return {word.text: self[word.text] for word in self._words}
