@@ -9,9 +9,13 @@ import pytest
 import torch
 
 import showtell
+from showtell.bridges.vlm import TEMPLATES
+from showtell.measure.vqa import vqa_score
+from showtell.pictures import to_pil
 from showtell.train import recipes
 from showtell.train.bases import pool, text
 from showtell.train.bases.attention import attend, plain_attention
+from showtell.train.objectives import to_signal
 from showtell.world import draw
 
 
@@ -62,6 +66,54 @@ def test_diffusion_bases_are_pipelines_that_read_their_prompts(home, name):
         assert {tensor.dtype for tensor in load_file(weights).values()} == {torch.bfloat16}
 
 
+def test_the_editor_begins_as_the_unet_and_edits(home):
+    unet = showtell.load(trained(home, "unet")).pipeline.unet
+    begun = recipes.RECIPES["editor"].model().pipeline.unet
+    weight = begun.conv_in.weight
+    assert torch.equal(weight[:, :4], unet.conv_in.weight) and not weight[:, 4:].any()
+    bridge = showtell.load(trained(home, "editor"))
+    images = draw(pool.pool_scenes(np.random.default_rng(1), 2))
+    made = bridge.edit(images, ["make the circle red", "remove the star"], num_inference_steps=2)
+    assert [image.size for image in made] == [(64, 64)] * 2
+    batch = recipes.RECIPES["editor"].data("scenes")(np.random.default_rng(0), 200)
+    blind, blank = ~batch["shown"].any(axis=(1, 2, 3)), batch["real"].sum(axis=1) == 2
+    assert 2 < blind.sum() < 40 and 2 < blank.sum() < 40 and (blind & blank).any()
+
+
+def test_the_vlm_reads_with_the_prompts_that_it_was_trained_on(home):
+    bridge = showtell.load(trained(home, "vlm"))
+    scenes = pool.pool_scenes(np.random.default_rng(1), 2)
+    texts = bridge.caption(draw(scenes), max_new_tokens=4)
+    assert len(texts) == 2 and all(isinstance(one, str) for one in texts)
+    assert len(bridge.answer(draw(scenes[:1]), ["what is the word?", "how many circles are there?"])) == 2
+    chances = vqa_score(bridge, to_pil(draw(scenes)), [scene.caption() for scene in scenes])
+    assert chances.shape == (2,) and (chances > 0).all() and (chances < 1).all()
+    # The rows of training are what the processor makes of the same words.
+    seen = []
+    processor = bridge.teller.processor
+    batch = recipes.RECIPES["vlm"].data("scenes")(np.random.default_rng(0), 8)
+    for ids, wanted in zip(batch["ids"], batch["wanted"], strict=True):
+        prompt = ids[: np.argmax(wanted)]
+        request = processor.decode([i for i in prompt if i != bridge.model.config.image_token_id])
+        request = request.removeprefix("USER: ").removesuffix(" ASSISTANT:").strip()
+        inputs = bridge.teller._inputs(
+            to_pil(batch["image"][:1]), [bridge.teller._prompt(request, TEMPLATES["llava"][1])]
+        )
+        assert inputs["input_ids"][0].tolist() == prompt.tolist()
+        pixels = to_signal(torch.from_numpy(batch["image"][:1]))
+        torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=1e-5)
+        seen.append(processor.decode(ids[wanted], skip_special_tokens=True).strip())
+    assert all(seen)
+
+
+def test_clip_embeds_images_and_texts(home):
+    bridge = showtell.load(trained(home, "clip"))
+    images = draw(pool.pool_scenes(np.random.default_rng(1), 2))
+    assert bridge.embed(images).shape == bridge.embed(texts=["a red circle", "a star"]).shape == (2, 64)
+    batch = recipes.RECIPES["clip"].data("scenes")(np.random.default_rng(0), 8)
+    assert batch["image"].shape == (8, 64, 64, 3) and batch["ids"].shape == (8, text.LENGTH)
+
+
 @pytest.mark.parametrize("name", ["unet", "mmdit", "dit"])
 def test_training_sees_what_the_bridge_computes(home, name):
     """The prediction that is trained is the one that sampling asks for: same text, same timestep, same latents."""
@@ -93,7 +145,7 @@ def test_the_pool_is_made_once_and_goes_on_where_it_was_interrupted(home, monkey
     shards = pool.make_pool(vae(1), rows=10)
     assert [shard.name.split("-")[1] for shard in shards] == ["4", "4", "2"]
     first, captions = pool.read_pool(vae(1), rows=10)
-    assert first.shape == (10, 4, 16, 16) and len(captions) == 10 and len(captions[0]) == len(pool.WORDINGS)
+    assert first.shape == (10, 1, 4, 16, 16) and len(captions) == 10 and len(captions[0]) == len(pool.WORDINGS)
     stamp = shards[0].with_suffix(".json").stat().st_mtime_ns
     shards[1].with_suffix(".json").unlink()  # as if killed there
     again, _ = pool.read_pool(vae(1), rows=10)

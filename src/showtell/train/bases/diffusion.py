@@ -53,7 +53,7 @@ def prompted_latents(make_tokenizer: Callable[[], Any]) -> Callable[[str], Calla
 
         def make(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
             rows = rng.integers(len(latents), size=size)
-            return {"latents": latents[rows].astype(np.float32), **prompts(rng, rows)}
+            return {"latents": latents[rows, 0].astype(np.float32), **prompts(rng, rows)}
 
         return make
 
@@ -129,6 +129,47 @@ def predict_with_unet(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: di
     if "shown" in batch:  # the image to edit
         noisy = torch.cat([noisy, batch["shown"]], dim=1)
     return pipeline.unet(noisy, timesteps, encoder_hidden_states=tokens, return_dict=False)[0]
+
+
+# --- editor: InstructPix2Pix -----------------------------------------------------------------------------------------
+
+
+def editor() -> Trained:
+    """A StableDiffusionInstructPix2PixPipeline that begins as the unet base, blind to the image that it is shown."""
+    from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline
+
+    from showtell.weights import folder
+
+    start = StableDiffusionPipeline.from_pretrained(folder("unet"), torch_dtype=torch.float32, use_safetensors=True)
+    config = dict(start.unet.config) | {"in_channels": 8}
+    unet = type(start.unet).from_config(config)
+    weights = start.unet.state_dict()
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], dim=1)
+    unet.load_state_dict(weights)
+    parts = {name: start.components[name] for name in ("text_encoder", "tokenizer", "scheduler")}
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        vae=packaged_vae(), unet=unet, **parts, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    return Trained(pipeline, ("unet", "text_encoder"), predict_with_unet)
+
+
+def instructed_latents(source: str) -> Callable[[np.random.Generator, int], dict[str, np.ndarray]]:
+    """Batches of {latents, shown (n, 4, 16, 16), ids, real}; the image, the text and both are each dropped from one in
+    twenty rows (arXiv 2211.09800, section 3.2.1)."""
+    latents, instructions = read_pool(packaged_vae(), "edits")
+    prompts = text.Prompts(text.clip_tokenizer(), instructions, drop=0.0, shares=(1.0,))
+
+    def make(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
+        rows = rng.integers(len(latents), size=size)
+        pairs, told, chance = latents[rows].astype(np.float32), prompts(rng, rows), rng.random(size)
+        blank, blind = chance < 0.1, (chance > 0.05) & (chance < 0.15)
+        told = {name: np.where(blank[:, None], prompts.empty[i], told[name]) for i, name in enumerate(("ids", "real"))}
+        told["ids"] = told["ids"].astype(np.int64)
+        return {"latents": pairs[:, 1], "shown": np.where(blind[:, None, None, None], 0, pairs[:, 0]), **told}
+
+    return make
 
 
 # --- mmdit: Stable Diffusion 3 ---------------------------------------------------------------------------------------
@@ -220,5 +261,9 @@ RECIPES: dict[str, Recipe] = {
     "dit": Recipe(
         "PixArt: transformer with cross-attention to a T5 text",
         dit, prompted_latents(text.t5_tokenizer), noise_loss, 8000, 48, 1.5e-3,
+    ),
+    "editor": Recipe(
+        "InstructPix2Pix: an image changed as an instruction says, begun from unet",
+        editor, instructed_latents, noise_loss, 6400, 32, 5e-4,
     ),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 
 from showtell import files
 from showtell.world import Scene, draw, sample
+from showtell.world.edits import Edit, edits
 from showtell.world.scene import BACKGROUNDS, STYLES
 
 BARE: dict[str, Any] = {"texture": "solid", "state": "whole", "rotation": 0, "style": "flat", "light": "even"}
@@ -38,7 +40,7 @@ FACES: tuple[tuple[dict[str, Any], int], ...] = (  # how scenes are sampled, and
 )
 WORDINGS = ("plain", "terse", "paraphrase")  # columns of the captions
 WORDING_SHARES = (0.65, 0.15, 0.2)
-ROWS, SHARD = 100_000, 4_000
+SHARD = 4_000
 _VERSION = 1  # to be raised when a change below or in FACES changes what is cached
 
 
@@ -63,26 +65,54 @@ def wordings(scene: Scene, pick: random.Random) -> list[str]:
     return [scene.caption("en", style) for style in ("plain", "terse", f"paraphrase-{pick.randint(1, 4)}")]
 
 
-def make_pool(vae: Any, rows: int = ROWS, seed: int = 0, quiet: bool = False) -> list[Path]:
-    """Draws and encodes the scenes that are not in the cache yet; returns the shards' files.
+Drawn = tuple[np.ndarray, list[list[str]]]  # pictures (n, k, 64, 64, 3) uint8, texts (n, m)
 
-    vae: a standardised AutoencoderKL. A shard holds the means of the latents, float16 (SHARD, 4, 16, 16), and the
-    captions. Interrupted, it goes on after the last whole shard.
+
+def _scenes(rng: np.random.Generator, count: int) -> Drawn:
+    """A picture each, and its captions, one per wording."""
+    scenes = pool_scenes(rng, count)
+    pick = random.Random(int(rng.integers(2**62)))
+    return draw(scenes)[:, None], [wordings(scene, pick) for scene in scenes]
+
+
+def _edits(rng: np.random.Generator, count: int) -> Drawn:
+    """The pictures before and after, and the instruction."""
+    pick = random.Random(int(rng.integers(2**62)))
+    made: list[Edit] = []
+    while len(made) < count:  # a few scenes have no room for the edit drawn
+        made += [edit for scene in pool_scenes(rng, count - len(made)) for edit in edits(scene, pick, n=1)]
+    pictures = draw([scene for edit in made for scene in (edit.before, edit.after)])
+    return pictures.reshape(count, 2, *pictures.shape[1:]), [[edit.text("en")] for edit in made]
+
+
+KINDS: dict[str, tuple[Callable[[np.random.Generator, int], Drawn], int]] = {  # and how many rows there are
+    "scenes": (_scenes, 100_000),
+    "edits": (_edits, 40_000),
+}
+
+
+def make_pool(
+    vae: Any, kind: str = "scenes", rows: int | None = None, seed: int = 0, quiet: bool = False
+) -> list[Path]:
+    """Draws and encodes what is not in the cache yet; returns the shards' files. kind: one of KINDS.
+
+    vae: a standardised AutoencoderKL. A shard holds the means of the latents, float16 (SHARD, k, 4, 16, 16), and the
+    texts. Interrupted, it goes on after the last whole shard.
     """
-    root = cache_folder() / f"pool-{_key(vae, seed)}"
+    make, rows = KINDS[kind][0], rows or KINDS[kind][1]
+    root = cache_folder() / f"pool-{kind}-{_key(vae, seed)}"
     root.mkdir(parents=True, exist_ok=True)
     shards = [root / f"{first:07d}-{min(SHARD, rows - first)}" for first in range(0, rows, SHARD)]
     missing = [shard for shard in shards if not shard.with_suffix(".json").exists()]
     for number, shard in enumerate(missing, 1):
         first, count = map(int, shard.name.split("-"))
-        rng = np.random.default_rng((seed, first))
-        scenes = pool_scenes(rng, count)
-        pick = random.Random(int(rng.integers(2**62)))
-        latents = torch.cat([encode(vae, draw(scenes[i : i + 100])) for i in range(0, count, 100)])
+        pictures, texts = make(np.random.default_rng((seed, first)), count)
+        latents = torch.cat([encode(vae, part) for part in np.array_split(pictures.reshape(-1, *pictures.shape[2:]),
+                                                                          max(1, count // 50))])  # fmt: skip
         files.write(shard.with_suffix(".latents"), latents.half().numpy().tobytes())
-        files.write(shard.with_suffix(".json"), json.dumps([wordings(scene, pick) for scene in scenes]))
+        files.write(shard.with_suffix(".json"), json.dumps(texts))
         if not quiet:
-            print(f"pool: {number}/{len(missing)} shards of {count} scenes in {root}", flush=True)
+            print(f"pool: {number}/{len(missing)} shards of {count} {kind} in {root}", flush=True)
     return shards
 
 
@@ -136,17 +166,20 @@ def standardised(vae: Any, scenes: int = 300) -> Any:
     return vae
 
 
-def read_pool(vae: Any, rows: int | None = None, seed: int = 0) -> tuple[np.ndarray, list[list[str]]]:
-    """(latents (rows, 4, 16, 16) float16, captions: one per wording for each row); made first if it is not there.
+def read_pool(
+    vae: Any, kind: str = "scenes", rows: int | None = None, seed: int = 0
+) -> tuple[np.ndarray, list[list[str]]]:
+    """(latents (rows, k, 4, 16, 16) float16, texts (rows, m)) of that kind; made first if it is not there.
 
-    rows: $SHOWTELL_POOL or 100,000 by default.
+    rows: $SHOWTELL_POOL, or the kind's own number, by default.
     """
-    rows = rows or int(os.environ.get("SHOWTELL_POOL", ROWS))
-    shards = make_pool(vae, rows, seed)
-    shape = (-1, *_latent_shape(vae))
-    parts = [np.fromfile(shard.with_suffix(".latents"), np.float16).reshape(shape) for shard in shards]
-    captions = [row for shard in shards for row in json.loads(shard.with_suffix(".json").read_text())]
-    return np.concatenate(parts), captions
+    shards = make_pool(vae, kind, rows or int(os.environ.get("SHOWTELL_POOL", 0)) or None, seed)
+    texts = [json.loads(shard.with_suffix(".json").read_text()) for shard in shards]
+    parts = [
+        np.fromfile(shard.with_suffix(".latents"), np.float16).reshape(len(rows_), -1, *_latent_shape(vae))
+        for shard, rows_ in zip(shards, texts, strict=True)
+    ]
+    return np.concatenate(parts), [row for rows_ in texts for row in rows_]
 
 
 def _latent_shape(vae: Any) -> tuple[int, int, int]:

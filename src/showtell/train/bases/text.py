@@ -123,21 +123,26 @@ class Prompts:
     """The captions of a pool as token ids, in all wordings; a wording that is too long gives way to the terse one.
 
     drop: share of prompts replaced by the empty one, for classifier-free guidance (arXiv 2207.12598).
+    shares: how often each wording is drawn; the second is the terse one, where there are several.
     """
 
-    def __init__(self, tokenizer: Any, captions: Sequence[Sequence[str]], drop: float = 0.1) -> None:
+    def __init__(
+        self, tokenizer: Any, captions: Sequence[Sequence[str]], drop: float = 0.1,
+        shares: Sequence[float] = WORDING_SHARES,
+    ) -> None:  # fmt: skip
         columns = [ids_of(tokenizer, [row[i] for row in captions]) for i in range(len(captions[0]))]
-        self.drop = drop
+        self.drop, self.shares = drop, shares
         self.ids: np.ndarray = np.stack([ids for ids, _ in columns], axis=1)
         self.real: np.ndarray = np.stack([real for _, real in columns], axis=1)
-        cut = self.real.all(axis=2)
-        self.ids = np.where(cut[..., None], self.ids[:, 1:2], self.ids)
-        self.real = np.where(cut[..., None], self.real[:, 1:2], self.real)
+        if len(shares) > 1:
+            cut = self.real.all(axis=2)[..., None]
+            self.ids = np.where(cut, self.ids[:, 1:2], self.ids)
+            self.real = np.where(cut, self.real[:, 1:2], self.real)
         self.empty = ids_of(tokenizer, [""])
 
     def __call__(self, rng: np.random.Generator, rows: np.ndarray) -> dict[str, np.ndarray]:
         """ids (n, length) int64 and real (n, length) bool for these rows, in a wording drawn for each."""
-        wording = rng.choice(len(WORDING_SHARES), size=len(rows), p=WORDING_SHARES)
+        wording = rng.choice(len(self.shares), size=len(rows), p=self.shares)
         dropped = (rng.random(len(rows)) < self.drop)[:, None]
         ids = np.where(dropped, self.empty[0], self.ids[rows, wording])
         return {"ids": ids.astype(np.int64), "real": np.where(dropped, self.empty[1], self.real[rows, wording])}
