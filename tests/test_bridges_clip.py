@@ -106,8 +106,7 @@ def test_bad_calls(folder: Path, tmp_path: Path) -> None:
         bridge.embed(texts="a", layer=3)
     with pytest.raises(UnsupportedError, match=r"cannot generate .*Bridges that can: .*Stable Diffusion"):
         bridge.generate("a")
-    with pytest.raises(ShowtellError, match="in memory lacks its processor"):
-        showtell.load(bridge.model)
+    assert showtell.load(bridge.model).name == bridge.name, "it knows where its processor lies"
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ShowtellError, match="no safetensors weights"):
         showtell.load(tmp_path)

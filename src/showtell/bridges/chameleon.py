@@ -50,6 +50,6 @@ class ChameleonBridge(Bridge):
         save_model(self.model, self.processor, directory)
 
 
-def load(source: Any, device: Any = None, dtype: Any = None) -> ChameleonBridge:
-    """The bridge of a folder or hub id."""
-    return ChameleonBridge(*load_model(source, "showtell.bridges.chameleon.ChameleonBridge", device, dtype))
+def load(source: Any, device: Any = None, dtype: Any = None, processor: Any = None, **more: Any) -> ChameleonBridge:
+    """The bridge of a folder, a hub id or a model in memory; see `load_model`."""
+    return ChameleonBridge(*load_model(source, device, dtype, processor, **more))

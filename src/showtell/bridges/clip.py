@@ -80,6 +80,6 @@ def _pooled(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
-def load(source: Any, device: Any = None, dtype: Any = None) -> ClipBridge:
-    """The bridge of a folder or hub id."""
-    return ClipBridge(*load_model(source, "showtell.bridges.clip.ClipBridge", device, dtype))
+def load(source: Any, device: Any = None, dtype: Any = None, processor: Any = None, **more: Any) -> ClipBridge:
+    """The bridge of a folder, a hub id or a model in memory; see `load_model`."""
+    return ClipBridge(*load_model(source, device, dtype, processor, **more))

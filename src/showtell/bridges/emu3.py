@@ -97,6 +97,6 @@ class Emu3Bridge(DecodingBridge):
         return height, width + 1
 
 
-def load(source: Any, device: Any = None, dtype: Any = None) -> Emu3Bridge:
-    """The bridge of a folder or hub id."""
-    return Emu3Bridge(*load_model(source, "showtell.bridges.emu3.Emu3Bridge", device, dtype))
+def load(source: Any, device: Any = None, dtype: Any = None, processor: Any = None, **more: Any) -> Emu3Bridge:
+    """The bridge of a folder, a hub id or a model in memory; see `load_model`."""
+    return Emu3Bridge(*load_model(source, device, dtype, processor, **more))

@@ -86,6 +86,6 @@ class JanusBridge(DecodingBridge):
         super().__init__(Janus(model, processor), NAME, CAN, teller)
 
 
-def load(source: Any, device: Any = None, dtype: Any = None) -> JanusBridge:
-    """The bridge of a folder or hub id."""
-    return JanusBridge(*load_model(source, "showtell.bridges.janus.JanusBridge", device, dtype))
+def load(source: Any, device: Any = None, dtype: Any = None, processor: Any = None, **more: Any) -> JanusBridge:
+    """The bridge of a folder, a hub id or a model in memory; see `load_model`."""
+    return JanusBridge(*load_model(source, device, dtype, processor, **more))

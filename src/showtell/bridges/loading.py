@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from importlib import import_module
 from pathlib import Path
@@ -11,15 +12,20 @@ from ..errors import ShowtellError
 from .base import Bridge
 from .families import FAMILIES, Family, family_of
 
+# What decides which files of the hub are read; `from_pretrained` takes them too.
+_HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
-def load(source: Any = None, device: Any = None, dtype: Any = None) -> Bridge:
+
+def load(source: Any = None, device: Any = None, dtype: Any = None, *, processor: Any = None, **more: Any) -> Bridge:
     """The bridge for a model.
 
-    source: None for the embedded model; a folder in the Hugging Face layout; a hub id ("owner/name"); or a
-        diffusers
-        pipeline that is already in memory, used as it is.
+    source: None for the embedded model; a folder in the Hugging Face layout; a hub id ("owner/name"); or what is
+        already in memory, used as it is: a diffusers pipeline, a transformers pipeline or a transformers model.
     device: where to run, "cpu", "cuda", ...; default: left where the library puts it. dtype: a torch dtype
         or its name; pipelines load in float32 by default.
+    processor: of a transformers model in memory; read from where the model came from if left out.
+    more: further keywords of the library's `from_pretrained`, such as quantization_config, variant, revision or
+        device_map.
     Weights are read from safetensors only.
     Raises ShowtellError: nothing there, offline, a component or file missing, an architecture that is not
     supported here
@@ -29,27 +35,60 @@ def load(source: Any = None, device: Any = None, dtype: Any = None) -> Bridge:
     if source is None:
         from .embedded import load_default
 
+        _nothing_more("the embedded model", more)
         return load_default(device, dtype)
     if not isinstance(source, (str, Path)):
-        return _wrap(source, device, dtype)
-    folder, config = _describe(str(source))
+        _nothing_more("a model in memory", more)
+        return _wrap(source, device, dtype, processor)
+    folder, config = _describe(str(source), {name: more[name] for name in _HUB if name in more})
     if "_class_name" in config and "_diffusers_version" in config and config["kind"] == "pipeline":
         family = _known(config["_class_name"], str(source))
-        return _bridge(family, _pipeline(folder, family, config, dtype), device)
+        return _bridge(family, _pipeline(folder, family, config, dtype, more), device)
     names = config.get("architectures") or [config.get("model_type", "unknown")]
     family = _known(names[0], str(source))
-    return _target(family)(folder, device=device, dtype=dtype)
+    target = _target(family)
+    if not _of_transformers(target):
+        _nothing_more(family.name, more)
+        return target(folder, device=device, dtype=dtype)
+    return target(folder, device=device, dtype=dtype, processor=processor, **more)
 
 
-def _wrap(pipeline: Any, device: Any, dtype: Any) -> Bridge:
-    family = family_of(type(pipeline).__name__)
+def _wrap(source: Any, device: Any, dtype: Any, processor: Any) -> Bridge:
+    """The bridge of what is in memory."""
+    if isinstance(source, Bridge):
+        raise ShowtellError(f"this is a bridge already ({source.name}); use it as it is.")
+    family = _family_in_memory(source)
+    if family is None and hasattr(source, "model") and _family_in_memory(source.model):  # a transformers pipeline
+        processor = processor or getattr(source, "processor", None)
+        return _wrap(source.model, device, dtype, processor)
     if family is None:
         raise ShowtellError(
-            f"cannot load {type(pipeline).__name__}: not a path, hub id or supported pipeline; {_listing()}"
+            f"cannot load {type(source).__name__}: not a path, hub id or supported pipeline or model; {_listing()}"
         )
-    if dtype is not None:
-        pipeline.to(dtype)
-    return _bridge(family, pipeline, device)
+    if hasattr(source, "components"):  # a diffusers pipeline
+        if dtype is not None:
+            source.to(dtype)
+        return _bridge(family, source, device)
+    target = _target(family)
+    if not _of_transformers(target):
+        raise ShowtellError(f"a {type(source).__name__} in memory lacks its words; give the folder it was saved in.")
+    return target(source, device=device, dtype=dtype, processor=processor)
+
+
+def _family_in_memory(source: Any) -> Family | None:
+    """The family of an object, or of a class that it extends."""
+    families = (family_of(kind.__name__) for kind in type(source).__mro__)
+    return next((family for family in families if family is not None), None)
+
+
+def _of_transformers(target: Any) -> bool:
+    """Whether a family's loader takes what `load_model` takes."""
+    return "processor" in inspect.signature(target).parameters
+
+
+def _nothing_more(what: str, more: dict[str, Any]) -> None:
+    if more:
+        raise ShowtellError(f"{what} takes no {', '.join(sorted(more))}: there is nothing for it to load.")
 
 
 def _bridge(family: Family, pipeline: Any, device: Any) -> Bridge:
@@ -64,7 +103,7 @@ def _bridge(family: Family, pipeline: Any, device: Any) -> Bridge:
     return target(pipeline)
 
 
-def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any) -> Any:
+def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any, more: dict[str, Any]) -> Any:
     import diffusers
     import torch
 
@@ -74,22 +113,31 @@ def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any) -
             f"{folder} is a {name} ({family.name}), which the installed diffusers lacks; "
             f"it was saved with diffusers {config['_diffusers_version']}, here is {diffusers.__version__}."
         )
-    _check_components(folder, config)
+    _check_components(folder, config, more)
     left_out = {key: None for key, value in config.items() if value == [None, None]}  # not all may be, unless said
     try:
         # One type for all parts: left to themselves transformers loads what was saved, diffusers float32.
         return getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=dtype or torch.float32, use_safetensors=True, **left_out
+            folder, torch_dtype=dtype or torch.float32, use_safetensors=True, **{**left_out, **more}
         )
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+    # The libraries meet damaged files with many kinds of exception; to the reader they all mean the same.
+    except Exception as error:
         raise ShowtellError(f"cannot load {folder}: {_first_line(error)}") from error
 
 
-def _check_components(folder: str, config: dict[str, Any]) -> None:
-    """Names what a local folder lacks, before the library trips over it."""
+def _check_components(folder: str, config: dict[str, Any], given: dict[str, Any]) -> None:
+    """Names what a pipeline lacks, here or in the installed libraries, before the library trips over it.
+
+    given: components that the caller brings along.
+    """
+    parts = {key: value for key, value in config.items() if isinstance(value, list) and len(value) == 2 and value[0]}
+    wanted = {name: kind for name, kind in parts.items() if name not in given}
+    for name, (module, kind) in wanted.items():
+        if module in ("diffusers", "transformers") and not hasattr(import_module(module), kind):
+            version = import_module(module).__version__
+            raise ShowtellError(f"{folder} needs {kind} for its {name}, which the installed {module} {version} lacks.")
     if not Path(folder).is_dir():
         return
-    wanted = [key for key, value in config.items() if isinstance(value, list) and len(value) == 2 and value[0]]
     missing = [name for name in wanted if not (Path(folder) / name).is_dir()]
     if missing:
         raise ShowtellError(f"{folder} lacks the component {', '.join(missing)} that its model_index.json names.")
@@ -99,7 +147,7 @@ def _check_components(folder: str, config: dict[str, Any]) -> None:
             raise ShowtellError(f"{part} has no safetensors weights; only these are read: save it with safetensors.")
 
 
-def _describe(source: str) -> tuple[str, dict[str, Any]]:
+def _describe(source: str, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """(folder or hub id, its configuration with "kind" pipeline or model)."""
     path = Path(source)
     if path.is_dir():
@@ -113,16 +161,16 @@ def _describe(source: str) -> tuple[str, dict[str, Any]]:
         raise ShowtellError(f"{source} is a file; give the folder that holds model_index.json or config.json.")
     if source.count("/") != 1 or source.startswith(("/", ".", "~")) or source.endswith("/"):
         raise ShowtellError(f"there is no folder {source}, and a hub id would look like owner/name.")
-    return source, _from_hub(source)
+    return source, _from_hub(source, hub)
 
 
-def _from_hub(name: str) -> dict[str, Any]:
+def _from_hub(name: str, options: dict[str, Any]) -> dict[str, Any]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     for file, kind in (("model_index.json", "pipeline"), ("config.json", "model")):
         try:
-            return {**_read(Path(hf_hub_download(name, file))), "kind": kind}
+            return {**_read(Path(hf_hub_download(name, file, **options))), "kind": kind}
         except LocalEntryNotFoundError:
             # Offline, and this file was never downloaded; the other kind of model may have been.
             continue

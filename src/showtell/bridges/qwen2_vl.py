@@ -21,8 +21,8 @@ class Qwen2VLProcessor(transformers.Qwen2VLProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-def picture_processor(folder: str) -> Qwen2VLProcessor:
+def picture_processor(folder: str, **where: Any) -> Qwen2VLProcessor:
     """The processor of a folder or hub id."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    images = transformers.AutoImageProcessor.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **where)
+    images = transformers.AutoImageProcessor.from_pretrained(folder, **where)
     return Qwen2VLProcessor(images, tokenizer, chat_template=getattr(tokenizer, "chat_template", None))

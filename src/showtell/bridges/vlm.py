@@ -66,19 +66,20 @@ class VisionLanguageBridge(Bridge):
         save_model(self.model, self.processor, directory)
 
 
-def load(source: Any, device: Any = None, dtype: Any = None) -> VisionLanguageBridge:
-    """The bridge of a folder or hub id."""
-    name = "showtell.bridges.vlm.VisionLanguageBridge"
-    return VisionLanguageBridge(*load_model(source, name, device, dtype, _processor))
+def load(
+    source: Any, device: Any = None, dtype: Any = None, processor: Any = None, **more: Any
+) -> VisionLanguageBridge:
+    """The bridge of a folder, a hub id or a model in memory; see `load_model`."""
+    return VisionLanguageBridge(*load_model(source, device, dtype, processor, _processor, **more))
 
 
-def _processor(folder: str) -> Any:
+def _processor(folder: str, **where: Any) -> Any:
     import transformers
     from transformers.utils import is_torchvision_available
 
-    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    kind = transformers.AutoConfig.from_pretrained(folder, **where).model_type
     if kind == "qwen2_vl" and not is_torchvision_available():
         from .qwen2_vl import picture_processor
 
-        return picture_processor(folder)
-    return transformers.AutoProcessor.from_pretrained(folder)
+        return picture_processor(folder, **where)
+    return transformers.AutoProcessor.from_pretrained(folder, **where)
