@@ -39,6 +39,9 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __getitem__(self, rows: slice) -> Prompts:
+        return Prompts(self.name, self.texts[rows])
+
     def brightness(self, images: Sequence[Any], judge: Any = None, **more: Any) -> np.ndarray:
         assert len(images) == len(self.texts), "one picture per prompt"
         return np.array([np.asarray(image, dtype=float).mean() / 255 for image in images])

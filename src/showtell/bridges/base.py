@@ -267,6 +267,11 @@ class Technique:
         the original text.
         """
 
+    def beside(self, run: Run) -> Mapping[str, Text] | None:
+        """Further texts (name -> one row per sample) to be evaluated in the batch of each prediction: `attention` finds
+        their rows as `site.branches[name]`. They take no part in guidance.
+        """
+
     def wants(self, run: Run, place: Place) -> bool:
         """Whether `attention` is to be called at this place (depth, kind, grid, step); other places stay on
         the fused kernel.

@@ -52,6 +52,8 @@ class DenoisingRun(Run):
     def _predict(self, latents: torch.Tensor, timestep: Any) -> torch.Tensor:
         branches = self.adapter.branches(self)
         branches["text"] = self._edited(branches["text"])
+        for technique in overriding(self.techniques, "beside"):
+            branches |= {name: self._complete(text) for name, text in (technique.beside(self) or {}).items()}
         outputs = self._forward(latents, branches, timestep)
         guided = self.adapter.guide(self, outputs)
         before = self.given, self._level
