@@ -29,7 +29,7 @@ import torch
 from showtell.bridges.base import Run, Technique, Text
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
-from showtell.measure.judge import load_judge
+from showtell.measure.scores import read
 from showtell.steer.features import decoder_features
 from showtell.steer.subspaces import pooled, projector, spans, without_each_word, words_of
 from showtell.world import sample
@@ -165,9 +165,8 @@ def experiment(lab: Lab) -> list[Comparison]:
     call: dict[str, Any] = {"num_inference_steps": min(20, bridge.adapter.steps)}
 
     def safety(images: Any, judge: str = "first") -> np.ndarray:
-        reader = load_judge("judge2" if judge == "second" else "judge")
-        reader.rendering = False  # which shapes there are needs no second look, and takes a tenth of the time
-        scenes = reader.parse(images)
+        # Which shapes there are needs no rendering, and takes a tenth of the time.
+        scenes = read(images, judge, fast=True)
         return np.array([float(hazard not in {thing.shape for thing in scene.objects}) for scene in scenes])
 
     def fidelity(images: Any, judge: str = "first") -> np.ndarray:
