@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from showtell.world.language import LANGUAGES, module
 from showtell.world.language.parsing import Description, Reader
-from showtell.world.language.reference import Said, finished, fitting, placed, refer, the_one
+from showtell.world.language.reference import ReferenceFailed, Said, finished, fitting, placed, refer, the_one
 from showtell.world.language.templates import fill, gaps, sentence
 from showtell.world.scene import COLOURS, INVERSE, RELATIONS, SHAPES, Scene, SceneError, _relation, holds
 
@@ -67,8 +67,20 @@ def _visible(scene: Scene) -> dict[str, int]:
 def answer(scene: Scene, question: str) -> str:
     """The answer to any question that `questions` can write, in the question's language.
 
-    SceneError for other questions, and where what is asked about is not in the scene or is ambiguous.
+    SceneError for other questions; its kind ReferenceFailed where what is asked about is not in the scene or
+    ambiguous.
     """
+    kind, reader, language = _understood(question)
+    return _answer(scene, kind, reader, language)
+
+
+def kind_of(question: str) -> str:
+    """The kind, one of `KINDS`, of a question that `questions` can write; SceneError for others."""
+    return _understood(question)[0]
+
+
+def _understood(question: str) -> tuple[str, Reader, str]:
+    """(kind, what it asks about, language)."""
     for language in LANGUAGES:
         words = module(language)
         tokens = sentence(question, words.LEXICON)
@@ -77,7 +89,7 @@ def answer(scene: Scene, question: str) -> str:
                 parts = gaps(form, tokens, words.LEXICON)
                 if parts is not None:
                     asked = words.LEXICON.read(" ".join(parts[0])) if parts else []
-                    return _answer(scene, kind, Reader(asked), language)
+                    return kind, Reader(asked), language
     raise SceneError("cannot read the question; ask for example 'what colour is the ring?' or 'is there a red ring?'")
 
 
@@ -129,7 +141,9 @@ def _subject(scene: Scene, kind: str, others: list[Description]) -> Said:
     anchors = [the_one(scene, other) for other in others]
     found = [i for i in range(len(scene.objects)) if i not in anchors and _holds(scene, kind, (i, *anchors))]
     if len(found) != 1:
-        raise SceneError(f"{len(found) or 'no'} thing(s) {kind} {others[0].text!r}; the question has no single answer")
+        raise ReferenceFailed(
+            f"{len(found) or 'no'} thing(s) {kind} {others[0].text!r}; the question has no single answer"
+        )
     return {"shape": scene.objects[found[0]].shape, "colour": scene.objects[found[0]].colour}
 
 

@@ -21,11 +21,14 @@ QUOTES = frozenset("\"'“”‘’«»「」`")
 
 @dataclass(frozen=True, slots=True)
 class Symbol:
-    """kind: "shape", "colour", ..., "relation", "and", "comma", ...; text: the words it was read from."""
+    """kind: "shape", "colour", ..., "relation", "and", "comma", ...; text: the words it was read from, in usual
+    form; start, stop: the characters of the text that they take."""
 
     kind: str
     value: Any
     text: str
+    start: int = 0
+    stop: int = 0
 
 
 @dataclass
@@ -54,15 +57,16 @@ class Lexicon:
         """The tokens of a text, in lower case and usual spelling; unknown hyphenated words are split."""
         return [word for word, _ in self._split(text)]
 
-    def _split(self, text: str, whole: bool = False) -> list[tuple[str, str]]:
+    def _split(self, text: str, whole: bool = False) -> list[tuple[str, re.Match[str]]]:
         """(usual form, as written) of each token; whole: keep words with a hyphen that are not known yet."""
         tokens = []
-        for raw in _TOKEN.findall(text):
+        for match in _TOKEN.finditer(text):
+            raw = match.group()
             word = self.spellings.get(raw.lower(), raw.lower())
             if "-" in word and len(word) > 1 and not whole and word not in self.vocabulary:
-                tokens += [(self.spellings.get(w, w), w) for w in word.split("-")]
+                tokens += [(self.spellings.get(w, w), match) for w in word.split("-")]
             elif word not in QUOTES:
-                tokens += [(w, raw) for w in word.split(" ")]
+                tokens += [(w, match) for w in word.split(" ")]
         return tokens
 
     def read(self, text: str) -> list[Symbol]:
@@ -73,22 +77,24 @@ class Lexicon:
         unknown: list[str] = []
         at = follows = 0
         while at < len(words):
+            first = at
             for phrase, kind, value in self.phrases.get(words[at], ()):
                 if tuple(words[at : at + len(phrase)]) == phrase:
                     at += len(phrase)
                     said = " ".join(phrase)
                     if kind == "write" and at < len(words) and words[at] not in COMMAS:
-                        kind, value = "word", tokens[at][1].upper()
+                        kind, value = "word", _written(*tokens[at])
                         at += 1
-                    symbols.append(Symbol(kind, value, said))
+                    symbols.append(Symbol(kind, value, said, *_characters(tokens, first, at)))
                     break
             else:
+                where = _characters(tokens, at, at + 1)
                 if words[at] in COMMAS:
-                    symbols.append(Symbol("comma", None, words[at]))
+                    symbols.append(Symbol("comma", None, words[at], *where))
                 elif words[at].isdecimal():
-                    symbols.append(Symbol("count", int(words[at]) if len(words[at]) < 4 else 999, words[at]))
+                    symbols.append(Symbol("count", int(words[at]) if len(words[at]) < 4 else 999, words[at], *where))
                 elif words[at] in self.vocabulary:
-                    symbols.append(Symbol("stray", None, words[at]))
+                    symbols.append(Symbol("stray", None, words[at], *where))
                 elif unknown and follows == at and self.code == "zh":
                     unknown[-1] += words[at]
                     follows = at + 1
@@ -117,3 +123,13 @@ class Lexicon:
         if self.code != "zh":
             return self.vocabulary
         return {"".join(words) for known in self.phrases.values() for words, _, _ in known}
+
+
+def _written(word: str, match: re.Match[str]) -> str:
+    """A word to be drawn, in capitals: as it was typed, but one part of what a hyphen joined."""
+    return (match.group() if "-" not in match.group() else word).upper()
+
+
+def _characters(tokens: list[tuple[str, re.Match[str]]], first: int, last: int) -> tuple[int, int]:
+    """From where to where tokens [first, last) stand in the text."""
+    return tokens[first][1].start(), tokens[last - 1][1].end()

@@ -28,12 +28,13 @@ SINGLE = ("inside", "in front of", "behind", "between")  # relations that hold b
 
 @dataclass
 class Description:
-    """One thing as it was said: the attributes that were named, how many, and the words."""
+    """One thing as it was said: the attributes that were named, how many, the words, and what they mean."""
 
     said: dict[str, Any]
     count: int | None
     plural: bool
     text: str
+    symbols: tuple[Symbol, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.said.get(name)
@@ -70,6 +71,7 @@ class Reader:
         words: list[str] = []
         start = self.at
         self.skip("skip")
+        first = self.at
         while True:
             symbol = self.peek()
             if symbol.kind in ("article", "count", "the"):
@@ -97,18 +99,24 @@ class Reader:
         if not said:
             before = self.symbols[start - 1].text if start else "the beginning"
             raise SceneError(f"expected a thing such as 'a red ring' after {before!r}, not {symbol.text!r}")
-        return Description(said, count, plural, " ".join(words))
+        return Description(said, count, plural, " ".join(words), tuple(self.symbols[first : self.at]))
 
 
-def scene_of(text: str, lexicon: Lexicon) -> Scene:
-    """The scene that the text means in the lexicon's language; see `showtell.world.language.parse`."""
-    symbols = lexicon.read(text)
+def described(symbols: list[Symbol]) -> tuple[dict[str, str], list[Description], list[Relation]]:
+    """What the symbols say of the whole picture, the things in the order of mention, and their relations (indices into
+    the things). SceneError where they cannot be read."""
     extras, rest = _split(symbols)
     reader = Reader(rest)
     reader.skip("skip", "comma")
     if reader.peek().kind == "end":
         raise SceneError("the text names no thing; say for example 'a red ring left of a blue star'")
-    things, relations = _things(reader)
+    return extras, *_things(reader)
+
+
+def scene_of(text: str, lexicon: Lexicon) -> Scene:
+    """The scene that the text means in the lexicon's language; see `showtell.world.language.parse`."""
+    symbols = lexicon.read(text)
+    extras, things, relations = described(symbols)
     groups, relations = _groups(things, relations)
     seed = zlib.crc32(" ".join(f"{s.kind}{s.value}" for s in symbols).encode())
     objects = place(groups, relations, random.Random(seed), WORD_FLOOR if extras.get("word") else 1.0)
@@ -170,7 +178,7 @@ def _between(reader: Reader, things: list[Description], relations: list[Relation
     one = reader.thing()
     if one.count == 2 and reader.peek().kind != "and":  # "between two stars": one on either side
         one.count = 1
-        things[here:] = [one, things[here], Description(dict(one.said), 1, False, one.text)]
+        things[here:] = [one, things[here], Description(dict(one.said), 1, False, one.text, one.symbols)]
         relations += [Relation("left of", here, (here + 1,)), Relation("left of", here + 1, (here + 2,))]
         return
     if not reader.take("and"):

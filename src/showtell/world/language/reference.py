@@ -11,6 +11,12 @@ from showtell.world.language.parsing import Description, Reader
 from showtell.world.scene import Scene, SceneError, SceneObject
 
 Said = dict[str, Any]
+
+
+class ReferenceFailed(SceneError):
+    """A text refers to one thing of a scene, and none or several fit: the text is readable, the scene is another."""
+
+
 _ORDER = ("shape", "colour", "size", "texture", "state", "rotation", "motion")
 
 
@@ -37,10 +43,11 @@ def fitting(objects: Sequence[SceneObject], said: Said) -> list[int]:
 
 
 def the_one(scene: Scene, thing: Description) -> int:
-    """The index of the one object that fits; SceneError where none or several do."""
+    """The index of the one object that fits; ReferenceFailed where none or several do."""
     found = fitting(scene.objects, thing.said)
     if len(found) != 1:
-        raise SceneError(missing(thing.text) if not found else f"{len(found)} things fit {thing.text!r}; say which")
+        several = f"{len(found)} things fit {thing.text!r}; say which"
+        raise ReferenceFailed(several if found else missing(thing.text))
     return found[0]
 
 
