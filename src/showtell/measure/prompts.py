@@ -251,6 +251,56 @@ class PromptSet:
 
         return scores.agreement(scores.whole, images, self.scenes, fast)
 
+    # --- of edits and clips: see showtell.measure.edits and showtell.measure.clips -----------------------------------
+
+    def success(self, images: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For "edits": how much of what the instruction asks for is there, whatever else has happened."""
+        from showtell.measure import edits
+
+        return edits.score_edits(edits.success, images, self.edits, judge, fast)
+
+    def preserved(self, images: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For "edits": share of what the instruction does not name that is as it was."""
+        from showtell.measure import edits
+
+        return edits.score_edits(edits.preserved, images, self.edits, judge, fast)
+
+    def edited(self, images: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For "edits": success x preserved."""
+        from showtell.measure import edits
+
+        return edits.score_edits(edits.edited, images, self.edits, judge, fast)
+
+    def kept_pixels(self, images: Any) -> np.ndarray:
+        """For "edits": PSNR where nothing should change, 10-40 dB rescaled to [0, 1]; nan where all should."""
+        from showtell.measure import edits
+
+        return edits.kept_pixels(images, self.edits)
+
+    def motion(self, clips: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For clips: share of the objects that are present and move, or rest, as they should."""
+        from showtell.measure import clips as measures
+
+        return measures.score_clips(measures.motion, clips, self.scenes, judge, fast)
+
+    def consistency(self, clips: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For clips: 1 minus the rate of attribute flips from frame to frame."""
+        from showtell.measure import clips as measures
+
+        return measures.clip_consistency(clips, self.scenes, judge, fast)
+
+    def identity(self, clips: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For clips: share of the objects that end as what they began as."""
+        from showtell.measure import clips as measures
+
+        return measures.clip_identity(clips, self.scenes, judge, fast)
+
+    def per_frame(self, score: Score, clips: Any, judge: Judge | str = "first", fast: bool = False) -> np.ndarray:
+        """For clips: the mean over frames of a score of `showtell.measure.scores`."""
+        from showtell.measure import clips as measures
+
+        return measures.per_frame(score, clips, self.scenes, judge, fast)
+
     def _same(self, found: Sequence[Any], what: str) -> None:
         if len(found) != len(self):
             raise ShowtellError(f"{len(found)} {what} for {len(self)} prompts; give one per prompt")
