@@ -84,7 +84,7 @@ class PixArt(Adapter):
             latents,
             encoder_hidden_states=text.tokens,
             encoder_attention_mask=text.mask,
-            timestep=timestep.reshape(1).to(latents.device).expand(len(latents)),
+            timestep=timestep.reshape(-1).to(latents.device).expand(len(latents)),
             added_cond_kwargs=self._sizes(run, latents),
             return_dict=False,
         )[0]
