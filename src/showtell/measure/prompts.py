@@ -500,3 +500,22 @@ def _answer(scene: Scene, question: str) -> str | None:
         return answer(scene, question)
     except SceneError:
         return None
+
+
+def ceilings(n: int = 24, seed: int = 0, split: str = "validation", fast: bool = False) -> dict[str, dict[str, float]]:
+    """What exact pictures score on every set, by either judge: nothing scores higher. The table of docs/measures.md.
+
+    Of "edits": success and preservation of the exact results; of "motion": motion, consistency and identity of clips.
+    """
+    rows = {}
+    for name in NAMES:
+        prompts = prompt_set(name, n, seed, split)
+        metrics = {"edits": ("success", "preserved"), "motion": ("motion", "consistency", "identity")}.get(name)
+        shown: Any = prompts.clips() if name == "motion" else prompts.renders
+        rows[name] = {
+            f"{judge}: {metric}": float(np.nanmean(getattr(prompts, metric)(shown, judge, fast)))
+            for metric in metrics or ("whole", "objects", "binding", "relations")
+            for judge in ("first", "second")
+            if metric != "relations" or any(scene.relations for scene in prompts.scenes)
+        }
+    return rows
