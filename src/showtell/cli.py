@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,7 @@ app.add_typer(world, name="world")
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A folder or hub id; the embedded model by default.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Shelf = Annotated[str | None, typer.Option(help="Only this shelf.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same result.")]
 Language = Annotated[str, typer.Option("--language", "-l", help="en, zh or es.")]
 ImageFile = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
@@ -64,6 +66,10 @@ def generate(
         str | None,
         typer.Option(metavar="N|WxH", help="Pixels, such as 64 or 96x64; the model's own by default."),
     ] = None,
+    using: Annotated[
+        list[str] | None,
+        typer.Option("--using", metavar="SLUG[:key=value,...]", help="A paper's technique; may be given again."),
+    ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -74,15 +80,22 @@ def generate(
         _said(prompt, "prompt", "say what the image should show")
     width, height = _size(size)
     _image_out(out)
+    texts = [prompt for prompt in prompts for _ in range(number)]
+    more: dict[str, Any] = {}
+    if using:
+        from showtell.papers.using import techniques
+
+        more["using"] = techniques(using, texts)
     bridge = _load(model)
     start = perf_counter()
     images = bridge.generate(
-        [prompt for prompt in prompts for _ in range(number)],
+        texts,
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
         height=height,
         width=width,
+        **more,
     )
     seconds = perf_counter() - start
     columns = number if number > 1 and len(prompts) > 1 else None
@@ -92,6 +105,7 @@ def generate(
         "prompts": prompts,
         "number": number,
         "seed": seed,
+        **({"using": using} if using else {}),
         "seconds": round(seconds, 3),
     }
     noun = "image" if len(images) == 1 else "images"
@@ -308,7 +322,182 @@ def demo(
     _print(f"{agreeing} of {len(shown.rows)} captions agree with their prompts. The page: {out.resolve()}")
 
 
+@app.command()
+def papers(
+    query: Annotated[str, typer.Argument(help="Words that all have to occur.")] = "",
+    shelf: Shelf = None,
+    as_json: Json = False,
+) -> None:
+    """The papers of the catalogue: what each is, whether it is written, and its newest verdict."""
+    from showtell.reproduce import listing
+
+    found = listing.records(query, shelf)
+    if as_json:
+        _print(found)
+        return
+    heads = ["arXiv", "slug", "shelf", "kind", "hosts", "verdict", "effect"]
+    rows = [
+        (
+            *(r[name] for name in ("arxiv", "slug", "shelf", "kind")),
+            " ".join(r["hosts"]),
+            listing.standing(r),
+            listing.effect(r),
+        )
+        for r in found
+    ]
+    _table(heads, rows)
+    written = sum(r["implemented"] for r in found)
+    _print(f"{len(found)} papers, {written} of them written")
+
+
+@app.command()
+def paper(
+    name: Annotated[str, typer.Argument(metavar="ID", help="arXiv id or slug.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """One paper: its idea, how to use it on a real model, its experiment and the last result."""
+    from showtell.papers import find
+    from showtell.reproduce import listing
+
+    about = listing.described(find(name))
+    _print(about if as_json else listing.text(about))
+
+
+@app.command()
+def reproduce(
+    names: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="arXiv ids or slugs.")] = None,
+    shelf: Shelf = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every paper that is written.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of each arm; 3 by default.")] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Prompts of each set; 64 by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another one draws other seeds and other test prompts.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run also what the ledger holds.")] = False,
+    out: Annotated[Path | None, typer.Option(help="A folder for the rows and pictures.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS|auto", help="Spread over a Ray cluster; local starts one.")
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Enter the results in the ledger of this checkout.")
+    ] = False,
+    self_test: Annotated[bool, typer.Option("--self-test", help="Try the laboratory on planted methods.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Re-test the claims of papers in miniature: method against baseline, with an interval and a control."""
+    if self_test:
+        _self_test(seed, as_json)
+        return
+    from showtell.reproduce import listing, many
+    from showtell.reproduce.runner import FAILED, Settings
+
+    chosen = many.chosen(names or [], shelf, everything)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _folder_out(out)
+    given = {"prompts": prompts, "seeds": seeds}
+    settings = Settings(seed=seed, fresh=fresh, **{name: value for name, value in given.items() if value})
+    verdicts, rows = [], []
+    with _progress() as show:
+        for result in many.reproduce_all(chosen, settings, show, publish, out, ray):
+            row = result.public()
+            verdicts.append(row["verdict"])
+            if result.note:
+                print(f"{row['slug']}: {result.note}", file=sys.stderr)
+            if as_json:
+                print(json.dumps(row, ensure_ascii=False), flush=True)
+            where = "run" if result.new else "ledger"
+            rows.append(
+                (
+                    row["slug"],
+                    row["verdict"],
+                    listing.effect(row),
+                    row["metric"] or "",
+                    row["expect"] or "",
+                    f"{row['seconds']:.0f}",
+                    where,
+                )
+            )
+    if not as_json:
+        _table(["paper", "verdict", "effect", "metric", "expected", "s", "from"], rows)
+    if FAILED in verdicts:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", "-o", help="A page (.html) or Markdown (.md).")] = Path("report.html"),
+    published: Annotated[bool, typer.Option("--published", help="Without results of your own.")] = False,
+) -> None:
+    """All results: per shelf a table with effect bars, per paper its arms and picture."""
+    from showtell import files
+    from showtell.reproduce import report as pages
+
+    files.check_writable(out)
+    _print(f"{out}: {pages.write(out, own=not published)} results")
+
+
+@app.command()
+def compare(
+    shelf: Annotated[str, typer.Option(help="Whose methods.", show_default=False)],
+    task: Annotated[str, typer.Option(help="The prompt set.")] = "pairs",
+    base: Annotated[str, typer.Option(help="A packaged base, a folder or a hub id.")] = "unet",
+    metric: Annotated[str, typer.Option(help="What counts as right: a metric of prompt sets.")] = "whole",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method.")] = 3,
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 64,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A plot of accuracy against cost.")] = None,
+    as_json: Json = False,
+) -> None:
+    """All methods of a shelf side by side: the same prompts, base and seeds; accuracy, time, evaluations, memory."""
+    from showtell.reproduce import compare as side_by_side
+
+    if out is not None:
+        _image_out(out)
+    with _progress() as show:
+        found = side_by_side.compare(shelf, task, base, metric, prompts, seeds, seed, show)
+    for name, why in found.left_out.items():
+        print(f"{name}: {why}", file=sys.stderr)
+    if out is not None:
+        side_by_side.plot(found, out)
+    _print(found.record()) if as_json else _table(*found.table())
+
+
 # --- what the commands share ------------------------------------------------------------
+
+
+def _self_test(seed: int, as_json: bool) -> None:
+    from showtell.reproduce.selftest import EXPERIMENTS, self_test
+
+    tried = self_test(seed=seed)
+    if as_json:
+        _print(
+            [{"method": t.method.name, "right": t.method.right, "rates": t.rates, "passed": t.passed} for t in tried]
+        )
+    else:
+        verdicts = ["holds", "inconclusive", "does not hold"]
+        rows = [
+            (
+                t.method.name,
+                *(f"{t.rates.get(v, 0):.1%}" for v in verdicts),
+                t.method.wrong,
+                "yes" if t.passed else "NO",
+            )
+            for t in tried
+        ]
+        _table([f"planted, {EXPERIMENTS} times", *verdicts, "at most 2.5 %", "kept"], rows)
+    if not all(t.passed for t in tried):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A function that shows a bar for an iterable, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield lambda items, what: bars.track(items, description=what)
 
 
 def _load(model: str | None) -> Bridge:
