@@ -43,6 +43,15 @@ CASES = {
         [("to the left of", "left of", 0, (1,)), ("on top of", "above", 2, (1,))], [],
     ),
     "an empty street without people": ([("street", ["empty"], 1)], [], ["without people"]),
+    "a black cat and a white cat, the white cat on a mat": (
+        [("cat", ["black"], 1), ("cat", ["white"], 1), ("mat", [], 1)], [("on", "above", 1, (2,))], [],
+    ),
+    "A girl watches them. There are two trees behind a house": (
+        [("girl", [], 1), ("trees", [], 2), ("house", [], 1)], [("behind", "behind", 1, (2,))], [],
+    ),
+    "a robot holding a sign that says 'hello world'": (
+        [("robot", [], 1), ("sign", [], 1)], [("holding", "", 0, (1,))], ["hello world"],
+    ),
     "A group of 4 Dogs!": ([("Dogs", [], 4)], [], []),
 }  # fmt: skip
 

@@ -68,6 +68,11 @@ def test_split_of_every_caption_agrees_with_its_scene() -> None:
                 assert [o.facts for o in alone] == [o.facts for o in group], text
 
 
+def test_punctuation_is_no_part_of_a_phrase() -> None:
+    text = Scene.parse("a red ring on a sand background, in night style").caption("en", "terse")
+    assert text == "red ring; sand; night" and LM.split(text).background == "sand, night"
+
+
 def test_between_two_things_is_one_phrase_for_two_relations() -> None:
     split = LM.split("a red ring between two blue stars")
     assert [e.phrase.text for e in split.entities] == ["two blue stars", "a red ring", "two blue stars"]

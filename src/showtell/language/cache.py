@@ -35,8 +35,7 @@ class Answers:
 
     def get(self, request: Mapping[str, Any]) -> str | None:
         try:
-            record = json.loads(self._path(request).read_text(encoding="utf-8"))
-            return str(record["answer"]) if record["request"] == request else None
+            return str(json.loads(self._path(request).read_text(encoding="utf-8"))["answer"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

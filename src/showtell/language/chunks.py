@@ -24,14 +24,15 @@ _COUNTS = {name: count for count, name in NUMBERS.items()} | {
     "a": 1, "an": 1, "another": 1,
 }  # fmt: skip
 _DETERMINERS = _words("the this that these those some any each every his her its their my your our several many few")
-_JOINS = _words("and or with but while then plus there it they he she him them which who having featuring") | {"&", "+"}
+_PRONOUNS = _words("it they he she him them")
+_JOINS = _words("and or with but while then plus there which who having featuring") | _PRONOUNS | {"&", "+"}
 _NOT = _words("no without")
 _ENDS = _JOINS | _DETERMINERS | _NOT | frozenset(_COUNTS)  # a noun phrase stops before these
 _BE = _words("is are was were be being been")
 _VERBS = _BE | _words(
     "has have had do does did will can sit sits sat stand stands stood lie lies lay sleep sleeps run runs ran "
     "walk walks hold holds wear wears ride rides eat eats look looks play plays fly flies jump jumps chase chases "
-    "drink drinks hang hangs rest rests lean leans carry carries drive drives read reads watch watches kiss "
+    "drink drinks hang hangs rest rests lean leans carry carries drive drives read reads watch watches says say kiss "
     "kisses hug hugs push pushes pull pulls throw throws catch catches swim swims float floats grow grows face "
     "faces surround surrounds cover covers"
 )
@@ -62,6 +63,7 @@ _KINDS = {  # relations of free text that a caption of the world does not use, o
     "across": "", "around": "", "against": "", "toward": "", "towards": "", "for": "", "off": "", "about": "",
     "after": "", "under": "below", "in front of": "in front of", "up": "", "down": "", "out of": "", "during": "",
 }  # fmt: skip
+_SENTENCE_ENDS, _QUOTES = frozenset(".;!?"), frozenset("\"'“”‘’«»`")
 _LONGEST = 5  # words of a relation: "on the left side of"
 
 
@@ -81,7 +83,6 @@ class _Between:
     start: int = -1
     stop: int = -1
     kind: str = ""
-    joined: bool = False
 
     def add(self, first: re.Match[str], last: re.Match[str], kind: str = "") -> None:
         self.start = first.start() if self.start < 0 else self.start
@@ -117,8 +118,14 @@ class _Chunker:
                 if word not in _BE:
                     between.add(self.tokens[self.at], self.tokens[self.at])
                 self.at += 1
+            elif word in _QUOTES:
+                self._quoted()
             elif word in _JOINS or not word[0].isalnum():
-                between.joined, self.at = True, self.at + 1
+                if word in _SENTENCE_ENDS:
+                    self.last = opened = -1
+                if word in _SENTENCE_ENDS or word in _PRONOUNS:  # what came before is complete
+                    between = _Between()
+                self.at += 1
             else:
                 found = self._phrase(between.start)
                 if found >= 0:
@@ -133,6 +140,13 @@ class _Chunker:
             if len(found) == length and found in _RELATIONS:
                 return length, _RELATIONS[found]
         return 0, ""
+
+    def _quoted(self) -> None:
+        """Skips a written word: "a sign that says 'hello'"; an apostrophe on its own is no quotation."""
+        end = next((i for i in range(self.at + 1, len(self.words)) if self.words[i] in _QUOTES), self.at)
+        if end > self.at + 1:
+            self._say_of_whole(self.at + 1, end)
+        self.at = end + 1
 
     def _start_of_picture(self) -> bool:
         """Skips "a photo of", which names no thing of its own; what comes before "of" is said of the whole."""
