@@ -1,0 +1,238 @@
+"""TurboEdit: Instant text-based image editing.
+Wu, Kolkin, Brandt, Zhang, Shechtman, 2024, arXiv 2408.08332
+
+A network learns to invert a generator of few steps: shown the picture and what has been reconstructed so far, it gives
+each step's noise map, so that every pass corrects what is still missing. An edit freezes the maps and changes the
+caption; as the caption is long, a change of one attribute changes that attribute alone.
+
+Faithful: x_t = alpha x0_{t+1} + sigma eps_t and x0_t = F(x_t, t, c), zeros before the first pass; the inverter begins
+as the generator's UNet, with mean and variance of the noise as output; a training step imitates the reconstruction so
+far by one pass of the generator over the noised picture (no unrolling), draws the noise by reparameterisation and
+weighs squared error and divergence from N(0, 1); strength between the encoded captions; a mask, given or from a word's
+attention, blends with the reconstruction.
+Ours: the weight of the divergence (not to be had), the mean of the noise when inverting, weights of new channels start
+at zero, one timestep per batch. The perceptual term is optional and off: what it compares here are latents, not photos.
+The generator is distilled from the base (consistency), captions are the world's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from showtell.bridges.base import Run, Technique, Text, spread
+from showtell.bridges.layout import Place
+from showtell.bridges.stable_diffusion import with_extra
+from showtell.errors import ShowtellError
+from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.scores import psnr
+from showtell.pictures import to_pil
+from showtell.steer.blend import _masks, blended
+from showtell.steer.embeddings import _like, mixed
+from showtell.steer.inversion import EditFriendlyInversion, Inversion
+from showtell.steer.maps import averaged, near, token_maps
+from showtell.steer.regions import Box, positions_of
+from showtell.steer.segment import masks_of
+from showtell.train import fit
+from showtell.train.consistency import distil
+from showtell.train.networks import frozen, widened, with_denoiser
+from showtell.train.noising import Noising
+from showtell.train.samples import drawn, latents_of, paired, training_scenes
+
+SCENES, DISTILLATION, TRAINING = 2000, 400, 400  # of the experiment
+EXAMPLE = """
+import showtell
+from showtell import language
+from showtell.papers.edit.turboedit import TurboEdit, train_inverter
+
+bridge = showtell.load("stabilityai/sdxl-turbo")
+few = {"num_inference_steps": 4, "guidance_scale": 1.0}
+pictures = bridge.generate(["a red ring left of a blue star", "a green square above a red ring"], **few)
+caption = "a red ring left of a blue star"
+latents = bridge.to_latents(pictures)
+inverter = train_inverter(bridge, latents, [caption, "a green square above a red ring"], steps=2, batch_size=2)
+edited = language.load().edit(caption, "make the ring green")
+[image] = bridge.generate(edited, using=[TurboEdit(inverter, latents[:1], caption)], **few)
+"""
+
+
+def inverted(run: Any, inverter: Any, clean: Tensor, made: Tensor, timestep: Any, text: Text) -> tuple[Tensor, Tensor]:
+    """(mean, logarithm of the variance) of the noise, like `clean`, that leads from `made` to it at a timestep."""
+    beside = with_denoiser(run.adapter, inverter)
+    found = beside.predict(run, clean, timestep, with_extra(text, "channels", made))
+    mean, log_variance = found.float().chunk(2, dim=1)
+    return mean, log_variance.clamp(-20, 20)
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)) in nats per number."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+
+
+def generated(run: Any, made: Tensor, noise: Tensor, timestep: Any, text: Text) -> Tensor:
+    """The generator's step: clean latents from those of the step before and this step's noise map."""
+    noisy = run.add_noise(made, noise, timestep)
+    return run.clean(run.evaluate(noisy, text, timestep), noisy, timestep)
+
+
+class TurboEdit(Technique):
+    """Sampling in few steps along the noise maps of inverted latents, to be called with guidance_scale=1.
+
+    inverter: of `train_inverter`. latents: of the pictures, (n, ...). source: their captions; by default the call's,
+    which reconstructs. strength: 0 is the source caption, 1 the call's. mask: where to edit: a box, a mask (height,
+    width), a list of one each, or a phrase of the prompt whose attention says where. corrected: whether a pass is shown
+    the reconstruction so far (else zeros).
+    """
+
+    def __init__(
+        self,
+        inverter: Any,
+        latents: Tensor,
+        source: str | Sequence[str] | None = None,
+        strength: float = 1.0,
+        mask: Box | Tensor | list[Any] | str | None = None,
+        corrected: bool = True,
+    ) -> None:
+        self.inverter, self.latents_, self.source = inverter, latents, source
+        self.strength, self.mask, self.corrected = strength, mask, corrected
+
+    def start(self, run: Any, latents: Tensor) -> Tensor:
+        if self.latents_.shape != latents.shape:
+            raise ShowtellError(f"latents to edit have the shape {tuple(self.latents_.shape)}, not {latents.shape}.")
+        state, clean = run.state(self), self.latents_.to(latents)
+        source = run.text
+        if self.source is not None:
+            told = list(self.source) if not isinstance(self.source, str) else self.source
+            source = _like(run.encode(spread(told, len(run.prompts), "source")), run.text)
+        made = nothing = torch.zeros_like(clean)
+        state.noise, state.kept, state.maps, state.inverting = [], [], [], True
+        for timestep in run.timesteps:
+            mean, _ = inverted(run, self.inverter, clean, made if self.corrected else nothing, timestep, source)
+            made = generated(run, made, mean, timestep, source)
+            state.noise.append(mean)
+            state.kept.append(made)
+        state.inverting = False
+        run.text = mixed(source, run.text, self.strength)
+        return run.add_noise(nothing, state.noise[0])
+
+    def wants(self, run: Run, place: Place) -> bool:
+        asked = isinstance(self.mask, str) and not run.state(self).inverting
+        return asked and place.text is not None and near(run, place)
+
+    def attention(self, run: Run, site: Any) -> None:
+        if (found := token_maps(site)) is not None:
+            run.state(self).maps.append(found)
+
+    def prediction(self, run: Any, guided: Tensor, conditional: Any, unconditional: Any) -> None:
+        state = run.state(self)
+        state.made = run.clean(guided, run.given)
+        if self.mask is not None:
+            state.made = blended(state.made, state.kept[run.step], _masks(self.where(run), state.made))
+
+    def where(self, run: Run) -> Any:
+        """The masks: those given, or of what the phrase has attended to so far."""
+        if not isinstance(self.mask, str):
+            return self.mask
+        maps = averaged(run.state(self).maps)
+        each = [(maps[i], positions_of(run, prompt, self.mask)) for i, prompt in enumerate(run.prompts)]
+        return [masks_of(one[at].mean(0)).float() if at else torch.ones(1, 1) for one, at in each]
+
+    def latents(self, run: Any, latents: Tensor) -> Tensor:
+        state = run.state(self)
+        return state.made if run.step + 1 == run.steps else run.add_noise(state.made, state.noise[run.step + 1])
+
+
+def train_inverter(
+    bridge: Any,
+    latents: Tensor,
+    prompts: Sequence[str],
+    steps: int = 1000,
+    batch_size: int = 32,
+    lr: float = 5e-4,
+    weight: float = 0.01,
+    few: int = 4,
+    seed: int = 0,
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    **options: Any,
+) -> Any:
+    """A network that inverts the bridge, as a generator of `few` steps, on pictures' latents (n, ...) and captions (n).
+
+    weight: of the divergence. perceptual: a further loss of (reconstructed, clean latents). options: of `Noising`.
+    """
+    noising = Noising(bridge, **options)
+    run: Any = noising.run(prompts)
+    bridge.adapter.set_timesteps(run, few)
+    run.text = noising.text(prompts)
+    inverter = widened(bridge.adapter.denoiser, 2 * latents.shape[1], 2 * latents.shape[1])
+
+    def loss(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict]:
+        clean, text = batch["latents"], run.text.rows(batch["row"].long())
+        index = int(torch.randint(len(run.timesteps), (1,), generator=generator))
+        timestep, made = run.timesteps[index], torch.zeros_like(clean)
+
+        def noise() -> Tensor:
+            return torch.randn(clean.shape, generator=generator, device=clean.device)
+
+        if index:  # what the passes before would have reconstructed
+            with torch.no_grad():
+                made = generated(run, clean, noise(), run.timesteps[index - 1], text)
+        mean, log_variance = inverted(run, model, clean, made, timestep, text)
+        again = generated(run, made, mean + (log_variance / 2).exp() * noise(), timestep, text)
+        error, apart = (again.float() - clean).square().mean(), divergence(mean, log_variance)
+        total = error + weight * apart + (perceptual(again, clean) if perceptual else 0)
+        return total, {"error": error.detach(), "divergence": apart.detach()}
+
+    with frozen(bridge.adapter.denoiser):
+        fit(inverter, loss, paired(latents, batch_size), steps=steps, lr=lr, precision="no", seed=seed, progress=False)
+    return inverter.eval().requires_grad_(False)
+
+
+def experiment(lab: Lab) -> list[Comparison]:
+    bridge, prompts = lab.base("unet", fresh=True), lab.prompts("edits")
+    scenes = training_scenes(SCENES)
+    latents, captions = latents_of(bridge, drawn(scenes)), [scene.caption() for scene in scenes]
+    sources, denoiser = latents_of(bridge, prompts.sources), bridge.adapter.denoiser
+    make = partial(distil, bridge, latents, captions, DISTILLATION)
+    denoiser.load_state_dict(lab.trained("generator of few steps", lambda: make(), steps=DISTILLATION))
+    denoiser.requires_grad_(False)
+    bridge.pipeline.scheduler = type(bridge.pipeline.scheduler).from_config(
+        bridge.pipeline.scheduler.config, timestep_spacing="trailing"
+    )
+
+    @cache
+    def inverter(seed: int) -> Any:
+        net = widened(denoiser, 2 * latents.shape[1], 2 * latents.shape[1])
+        found = lab.trained("inverter", lambda s: train_inverter(bridge, latents, captions, TRAINING, seed=s), seed)
+        net.load_state_dict(found)
+        return net.eval().requires_grad_(False)
+
+    def arm(technique: Callable[[int], Technique], texts: Sequence[str]) -> Any:
+        few = {"num_inference_steps": 4, "guidance_scale": 1.0}
+        return lambda seed: bridge.generate(list(texts), using=[technique(seed)], seed=seed, **few)
+
+    whole, edited = prompts.captions, prompts.plain
+    short, after = ([getattr(e, side).caption("en", "terse") for e in prompts.edits] for side in ("before", "after"))
+    methods: dict[str, Callable[[int], Technique]] = {
+        "turboedit": lambda seed: TurboEdit(inverter(seed), sources, whole),
+        "ddim inversion": lambda seed: Inversion(sources, whole),
+        "edit friendly inversion": lambda s: EditFriendlyInversion(sources, whole, guidance=1.0, skip=0.0, seed=s),
+    }
+    editing = {name: arm(method, edited) for name, method in methods.items()}
+    editing["short captions"] = arm(lambda seed: TurboEdit(inverter(seed), sources, short), after)
+    rebuilding = {name: arm(method, whole) for name, method in methods.items()}
+    rebuilding["no correction"] = arm(lambda seed: TurboEdit(inverter(seed), sources, corrected=False), whole)
+
+    def likeness(images: Sequence[Any]) -> np.ndarray:
+        pairs = zip(to_pil(images), prompts.sources, strict=True)
+        return np.array([psnr(np.asarray(a.resize(b.size)), np.asarray(b)) for a, b in pairs])
+
+    expect = "turboedit > ddim inversion, turboedit > edit friendly inversion"
+    return [
+        lab.compare(editing, metric=prompts.edited, expect=expect, control="short captions"),
+        lab.compare(rebuilding, metric=likeness, expect=expect, control="no correction"),
+    ]

@@ -1,0 +1,116 @@
+"""The denoiser of any diffusion bridge as training needs it: any noise level for every sample, no sampling loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from showtell.bridges.attention import observe
+from showtell.bridges.base import Technique, Text
+from showtell.bridges.loop import DenoisingRun, _is_flow
+
+
+@dataclass(frozen=True)
+class Noised:
+    """latents = alpha clean + sigma noise, all (n, ...); alpha, sigma (n, 1, ...); times (n,) as the denoiser takes
+    them."""
+
+    latents: Tensor
+    clean: Tensor
+    noise: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    times: Tensor
+
+
+class Noising:
+    """What the losses of papers are made of. height, width, options: as for `bridge.generate`.
+
+    Levels are the ones that the model was trained with: uniform steps of the scheduler (arXiv 2006.11239), for flow
+    models logit-normal times (arXiv 2403.03206). `adapter` may be replaced by `showtell.train.networks.with_denoiser`.
+    """
+
+    def __init__(self, bridge: Any, height: int | None = None, width: int | None = None, **options: Any) -> None:
+        self.bridge, self.adapter, self.options = bridge, bridge.adapter, dict(options)
+        self.height, self.width = bridge._size(height, width, self.options)
+        self.scheduler = copy.deepcopy(bridge.pipeline.scheduler)
+        self.flow = _is_flow(self.scheduler)
+        self.kind = "flow" if self.flow else self.scheduler.config.get("prediction_type", "epsilon")
+
+    def run(self, prompts: Sequence[str], techniques: Sequence[Technique] = ()) -> DenoisingRun:
+        """A run of these prompts that stands nowhere: for what the adapter and techniques want to know of a call."""
+        run = DenoisingRun(self.bridge, self.adapter, list(prompts), techniques)
+        run.options, run.guidance, run.scheduler = dict(self.options), 1.0, self.scheduler
+        run.height, run.width, run.num_frames = self.height, self.width, self.adapter.frames(None)
+        return run
+
+    def text(self, prompts: Sequence[str], trained: bool = False) -> Text:
+        """Encoded prompts with what the family adds to them, one row each. trained: with gradients to the encoders."""
+        run = self.run(prompts)
+        if trained:
+            names = self.adapter.text_options & self.options.keys()
+            run.text = self.adapter.encode(run.prompts, False, **{name: self.options[name] for name in names})
+        else:
+            run.text = self.bridge.encode(run.prompts, **self.options)
+        self.adapter.condition(run)
+        return run.text
+
+    def noised(self, clean: Tensor, generator: torch.Generator | None = None) -> Noised:
+        """Clean latents (n, ...) at drawn noise levels."""
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        shape = (len(clean), *[1] * (clean.ndim - 1))
+        if self.flow:
+            sigma = torch.randn(shape, generator=generator, device=clean.device).sigmoid()
+            return Noised((1 - sigma) * clean + sigma * noise, clean, noise, 1 - sigma, sigma, 1000 * sigma.flatten())
+        levels = len(self.scheduler.alphas_cumprod)
+        times = torch.randint(levels, (len(clean),), generator=generator, device=clean.device)
+        return self.at(clean, noise, times)
+
+    def at(self, clean: Tensor, noise: Tensor, times: Tensor) -> Noised:
+        """Clean latents at these timesteps (n,) of the scheduler; -1 is no noise at all."""
+        alpha, sigma = self.level(times)
+        shape = (-1, *[1] * (clean.ndim - 1))
+        alpha, sigma = alpha.view(shape), sigma.view(shape)
+        return Noised(alpha * clean + sigma * noise, clean, noise, alpha, sigma, times)
+
+    def level(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma), (n,) each, at timesteps of the scheduler."""
+        products = self.scheduler.alphas_cumprod.to(times.device)
+        signal = torch.where(times < 0, 1.0, products[times.clamp(min=0)])
+        return signal.sqrt(), (1 - signal).sqrt()
+
+    def predict(self, at: Noised, text: Text, watching: Sequence[Technique] = (), run: Any = None) -> Tensor:
+        """The denoiser's prediction, (n, ...) float32. watching: techniques that see its attention; run: of `run`."""
+        run = self.run([""] * len(text)) if run is None else run
+
+        def call() -> Tensor:
+            return self.adapter.predict(run, at.latents, at.times, text).float()
+
+        if not watching:
+            return call()
+        return observe(call, run, self.adapter.layout(run), watching, ["text"], text.tokens.shape[1])
+
+    def target(self, at: Noised) -> Tensor:
+        """What the denoiser should predict."""
+        if self.flow:
+            return at.noise - at.clean
+        return {"epsilon": at.noise, "sample": at.clean}.get(self.kind, at.alpha * at.noise - at.sigma * at.clean)
+
+    def clean(self, predicted: Tensor, at: Noised) -> Tensor:
+        """The clean latents that a prediction implies."""
+        if self.flow:
+            return at.latents - at.sigma * predicted
+        if self.kind == "sample":
+            return predicted
+        if self.kind == "v_prediction":
+            return at.alpha * at.latents - at.sigma * predicted
+        return (at.latents - at.sigma * predicted) / at.alpha
+
+    def loss(self, at: Noised, text: Text, **more: Any) -> Tensor:
+        """The mean squared error of the prediction."""
+        return (self.predict(at, text, **more) - self.target(at)).square().mean()
