@@ -134,3 +134,31 @@ def test_a_prediction_is_recorded_where_it_is_asked_for(name: str) -> None:
     recorded = sampled(name, technique)
     assert technique.recorded == [True, False, False] and float(technique.slopes[0].abs().sum()) > 0
     assert torch.equal(recorded, sampled(name))
+
+
+def test_levels_without_attention_are_no_grids() -> None:
+    """Like SDXL, whose largest level is convolutions: what is nearest is where there is attention."""
+    from diffusers import UNet2DConditionModel
+
+    import showtell
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = tiny.sd()
+        pipeline.unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, attention_head_dim=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=32,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ).eval()  # fmt: skip
+    found = []
+
+    class Look(Technique):
+        def wants(self, run: Any, place: Place) -> bool:
+            found.append((run.grids, place.grid, near(run, place)))
+            return False
+
+        def attention(self, run: Any, site: Any) -> None:
+            """Never called."""
+
+    showtell.load(pipeline).generate("a red ring", using=[Look()], num_inference_steps=1, output_type="latent")
+    assert found and all(one == ([(4, 4)], (4, 4), True) for one in found)

@@ -14,7 +14,7 @@ from ..errors import ShowtellError
 from ..pictures import to_pil
 from .adapter import Adapter
 from .base import Run, Text
-from .layout import TokenLayout, attention_calls, halvings
+from .layout import Grid, TokenLayout, attention_calls, halvings
 from .words import Piece
 
 
@@ -27,7 +27,7 @@ def unet_calls(unet: Any) -> list[tuple[str, str]]:
     def kind(name: str, module: Any) -> str:
         return "cross" if module.is_cross_attention else "self"
 
-    named = dict(unet.named_modules())
+    named = dict(getattr(unet, "_orig_mod", unet).named_modules())  # torch.compile wraps the module
     calls: list[tuple[str, str]] = []
     for call in attention_calls(unet, kind, order=("down_blocks", "mid_block", "up_blocks")):
         calls += [call, *[(call[0], "other")] * _picture_calls(named[call[0]].processor)]
@@ -41,8 +41,14 @@ def _picture_calls(processor: Any) -> int:
 
 def unet_layout(adapter: Adapter, run: Run) -> TokenLayout:
     _, height, width = adapter.latent_shape(run)
-    levels = len(adapter.denoiser.config.block_out_channels)
-    return TokenLayout(unet_calls(adapter.denoiser), halvings(height, width, levels))
+    unet = getattr(adapter.denoiser, "_orig_mod", adapter.denoiser)
+    last = len(unet.down_blocks) - 1
+    grids: dict[int, Grid] = {}
+    for level in range(last + 1):
+        blocks = [unet.down_blocks[level], unet.up_blocks[last - level], *([unet.mid_block] if level == last else [])]
+        if any(hasattr(block, "attentions") for block in blocks):  # some levels are convolutions alone
+            grids |= list(halvings(height, width, level + 1).items())[-1:]
+    return TokenLayout(unet_calls(adapter.denoiser), grids)
 
 
 def predict_with_unet(
