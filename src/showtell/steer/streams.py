@@ -1,0 +1,48 @@
+"""The image's part of what the modules of a denoiser are given and give, on every architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def conditional_rows(run: Any, x: Tensor) -> slice:
+    """The rows of the conditional branch in a batch of all of a run's branches; of a single evaluation, all."""
+    names = list(run.adapter.branches(run))
+    each = run.adapter.layout(run).fold * len(run.prompts)
+    first = names.index("text") * each if len(x) > each else 0
+    return slice(first, first + each)
+
+
+def image_part(run: Any, x: Any) -> tuple[slice, ...] | None:
+    """An index of the image in features (rows, tokens, channels), where text may share the sequence, or in maps
+    (rows, channels, [frames,] height, width); None for what holds no image."""
+    if not isinstance(x, Tensor) or x.ndim < 3:
+        return None
+    layout, image = run.adapter.layout(run), max(run.adapter.layout(run).grids)
+    if x.ndim > 3 or x.shape[1] in layout.grids:
+        return (slice(None),)
+    if x.shape[1] < image:
+        return None
+    return (slice(None), slice(x.shape[1] - image, None) if layout.text_first else slice(0, image))
+
+
+def image_outputs(run: Any, outputs: tuple[Any, ...]) -> list[int]:
+    """Which of a block's outputs hold the image: where text and image are apart, the image alone."""
+    grids = run.adapter.layout(run).grids
+    alone = [i for i, x in enumerate(outputs) if isinstance(x, Tensor) and x.ndim == 3 and x.shape[1] in grids]
+    if len(alone) > 1:  # a text as long as the image: CogVideoX and CogView put the image first, others last
+        return alone[:1] if type(run.adapter.denoiser).__name__.startswith("Cog") else alone[-1:]
+    return alone or [i for i, x in enumerate(outputs) if image_part(run, x) is not None]
+
+
+def projected(module: Any, x: Tensor, part: str) -> Tensor:
+    """Queries ("q") or keys ("k") that an attention module makes of tokens (n, tokens, channels), normalised as it
+    does but without positions, (n, heads, tokens, channels of a head)."""
+    made, size = getattr(module, f"to_{part}")(x), module.to_q.weight.shape[0] // module.heads
+    norm: Any = getattr(module, f"norm_{part}", None) or (lambda heads: heads)
+    weight = getattr(norm, "weight", None)
+    if weight is not None and weight.shape[-1] > size:  # over all heads together
+        return norm(made).unflatten(-1, (-1, size)).transpose(1, 2)
+    return norm(made.unflatten(-1, (-1, size)).transpose(1, 2))
