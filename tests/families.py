@@ -73,8 +73,8 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "Emu3ForConditionalGeneration": lambda: _held(test_bridges_emu3.bridge()),
     "ChameleonForConditionalGeneration": lambda: _held(test_bridges_chameleon.bridge()),
 }
-# Made by this package, with tests of their own (test_embedded.py).
-EMBEDDED = {"FlowLM", "TokenLM"}
+# Made by this package, with tests of their own (test_embedded.py, test_bases.py).
+EMBEDDED = {"FlowLM", "TokenLM", "ImageTextLM", "ScaleWise"}
 
 
 def pipeline(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 
 import showtell
 from showtell.bridges.vlm import TEMPLATES
+from showtell.errors import ShowtellError
 from showtell.measure.vqa import vqa_score
 from showtell.pictures import to_pil
 from showtell.train import recipes
-from showtell.train.bases import pool, text
+from showtell.train.bases import codes, pool, text
 from showtell.train.bases.attention import attend, plain_attention
 from showtell.train.objectives import to_signal
 from showtell.world import draw
@@ -37,7 +39,8 @@ def vae(seed):
     torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, latent_channels=4,
-        up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, scaling_factor=0.5, shift_factor=0.1,
+        up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4, sample_size=64, scaling_factor=0.5,
+        shift_factor=0.1,
     ).eval()  # fmt: skip
 
 
@@ -104,6 +107,121 @@ def test_the_vlm_reads_with_the_prompts_that_it_was_trained_on(home):
         torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=1e-5)
         seen.append(processor.decode(ids[wanted], skip_special_tokens=True).strip())
     assert all(seen)
+
+
+def test_the_vq_model_is_the_autoencoder_with_a_codebook(home):
+    base = pool.packaged_vae()
+    model = codes.vq_of(base, torch.randn(64, 4))
+    pixels = to_signal(torch.from_numpy(draw(pool.pool_scenes(np.random.default_rng(1), 2))))
+    with torch.no_grad():
+        latents = base.encode(pixels).latent_dist.mode()
+        torch.testing.assert_close(model.encode(pixels).latents, latents, rtol=1e-4, atol=1e-4)
+        tokens = codes.nearest(codes.flat(latents), model.quantize.embedding.weight)
+        book = model.quantize.embedding.weight[tokens].view(2, 16, 16, 4).permute(0, 3, 1, 2)
+        shown = model.decode(tokens, force_not_quantize=True, shape=(2, 16, 16, 4)).sample
+        torch.testing.assert_close(shown, base.decode(book).sample, rtol=1e-4, atol=1e-4)
+        expected = model.quantize(latents)[2][2].flatten()  # diffusers' own nearest code
+    assert torch.equal(tokens, expected)
+    trained(home, "vq")
+    assert codes.read_codes()[0].shape == (12, 256)
+
+
+def test_k_means_fits_its_vectors_and_leaves_no_code_unused():
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(2000, 2, generator=generator) + 5 * torch.randint(2, (2000, 1), generator=generator)
+
+    def error(rounds):
+        book = codes.k_means(vectors, 16, rounds=rounds, seed=1)
+        index = codes.nearest(vectors, book)
+        assert rounds == 0 or len(index.unique()) == 16
+        return (vectors - book[index]).square().mean()
+
+    assert error(12) < 0.7 * error(0)
+    # Nearest by the whole distance matrix.
+    book = vectors[:5]
+    assert torch.equal(codes.nearest(vectors, book), torch.cdist(vectors, book).argmin(dim=1))
+
+
+def test_scales_add_up_to_the_latents():
+    latents = torch.randn(40, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    books = codes.fit_scales(latents, 64)
+    found = codes.to_scales(latents, books)
+    errors = [(codes.from_scales(found[:k], books) - latents).square().mean() for k in range(1, 6)]
+    assert all(a >= b for a, b in itertools.pairwise(errors)) and errors[-1] < 0.5 * latents.var()
+
+
+@pytest.mark.parametrize("name", ["ar", "masked", "scalewise"])
+def test_token_bases_read_their_prompts(home, name):
+    trained(home, "vq")
+    bridge = showtell.load(trained(home, name))
+    prompts = ["a red circle left of a blue square", "a green star"]
+    steps = {"num_inference_steps": 2} if name == "masked" else {}
+    made = bridge.generate(prompts, output_type="np", **steps)
+    assert [image.shape for image in made] == [(64, 64, 3)] * 2 and not np.array_equal(*made)
+    alone = bridge.generate(prompts[:1], output_type="np", **steps)
+    np.testing.assert_allclose(alone[0], made[0], atol=1e-4)
+    assert len(bridge.words(prompts[0])["circle"]) == 1
+
+
+@pytest.mark.parametrize("name", ["ar", "scalewise"])
+def test_attention_of_the_token_bases_is_seen(home, name):
+    trained(home, "vq")
+    bridge = showtell.load(trained(home, name))
+    seen = {}
+
+    class Look(showtell.Technique):
+        def attention(self, run, site):
+            seen.setdefault(run.step, []).append(
+                site.text_probs.shape if hasattr(site, "text_probs") else site.place.grid
+            )
+
+    class Identity(showtell.Technique):
+        def attention(self, run, site):
+            site.probs = site.probs
+
+    plain = bridge.generate("a red circle", output_type="latent", seed=1)
+    looked = bridge.generate("a red circle", output_type="latent", seed=1, using=[Look()])
+    assert torch.equal(plain[0], looked[0])
+    assert len(seen) == (256 if name == "ar" else 5) and all(seen.values())
+
+
+def test_the_autoregressive_base_reads_with_the_prompts_that_it_was_trained_on(home):
+    trained(home, "vq")
+    bridge = showtell.load(trained(home, "ar"))
+    images = draw(pool.pool_scenes(np.random.default_rng(1), 2))
+    assert len(bridge.caption(images, max_new_tokens=3)) == len(bridge.answer(images, "what?", max_new_tokens=3)) == 2
+    assert ((chance := vqa_score(bridge, to_pil(images), "a red circle")) > 0).all() and (chance < 1).all()
+    batch = recipes.RECIPES["ar"].data("scenes")(np.random.default_rng(0), 6)
+    assert (batch["shown"].sum(axis=1) == 256).all()
+    tokenizer, model = bridge.teller.processor.tokenizer, bridge.teller.model
+    for ids, wanted, shown in list(zip(batch["ids"], batch["wanted"], batch["shown"], strict=True))[-2:]:
+        prompt = ids[: np.argmax(wanted)]
+        after = prompt[np.flatnonzero(shown)[-1] + 2 :]
+        request = tokenizer.decode(after).replace("<sep>", "").strip()
+        inputs = bridge.teller._inputs(to_pil(images[:1]), [bridge.teller._prompt(request, "{image}{}<sep>")])
+        theirs = inputs["input_ids"][0].numpy()
+        assert len(theirs) == len(prompt)
+        same = theirs != model.config.image_token_id
+        assert (theirs[same] == prompt[same]).all() and same.sum() == len(prompt) - 256
+    for ids, shown in list(zip(batch["ids"], batch["shown"], strict=True))[:4]:
+        prompt = tokenizer.decode(ids[: np.argmax(shown)]).removeprefix("<bos>").removesuffix("<boi>").strip()
+        expected, _ = bridge.decoder.ids([prompt], (16, 16))
+        assert [*expected[0].tolist(), bridge.decoder.opening((16, 16))] == ids[: np.argmax(shown)].tolist()
+
+
+def test_scales_decoded_one_by_one_equal_the_whole_pass(home):
+    """With a cache and padded prompts the logits of each scale are those of training."""
+    trained(home, "vq")
+    model = showtell.load(trained(home, "scalewise")).decoder.model
+    ids, real = text.ids_of(text.clip_tokenizer(), ["a red circle left of a blue square", "a star"])
+    ids, real = torch.from_numpy(ids).long(), torch.from_numpy(real)
+    tokens = [torch.randint(model.config.codes, (2, side * side)) for side in model.config.scales]
+    with torch.no_grad():
+        whole = model(ids, real, tokens)
+        cache = model.read(model.backbone.embed_tokens(ids))
+        for scale in range(5):
+            before = model.latents(tokens[:scale]) if scale else None
+            torch.testing.assert_close(model.next(scale, before, cache, real), whole[scale], rtol=1e-3, atol=1e-4)
 
 
 def test_clip_embeds_images_and_texts(home):
@@ -203,3 +321,22 @@ def test_plain_attention_equals_the_fused_one(options):
     torch.testing.assert_close(attend(q, k, v, **options), expected)
     with plain_attention():
         torch.testing.assert_close(torch.nn.functional.scaled_dot_product_attention(q, k, v, **options), expected)
+
+
+def test_the_page_shows_what_is_there_and_keeps_what_was_measured(home, tmp_path):
+    from showtell.measure import bases
+
+    for name in ("vq", "unet", "clip"):
+        trained(home, name)
+    out = tmp_path / "bases.md"
+    bases.page(out, ["clip", "vq"], n=2)
+    bases.page(out, ["vae"], n=2)
+    text = out.read_text()
+    kept = json.loads((tmp_path / "bases" / "figures.json").read_text())
+    assert list(kept) == ["clip", "vq", "vae"] and kept["vq"]["figures"]["error"] > 0
+    assert all(f"| `{name}` |" in text for name in kept) and "retrieval" in text and "2 cases of each kind" in text
+    sheet = bases.grid("unet", 0)
+    assert sheet.size[0] >= 8 * 64 and bases.grid("clip") is None
+    with pytest.raises(ShowtellError, match="unknown base 'unett'"):
+        bases.figures("unett")
+    assert {"unet", "vq", "clip", "vae"} <= set(bases.present()) and "video" not in bases.present()

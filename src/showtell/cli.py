@@ -304,6 +304,29 @@ def measure(
 
 
 @app.command()
+def bases(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Those that are there.")] = None,
+    number: Annotated[int, typer.Option("-n", min=1, help="Cases of each kind.")] = 32,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write a page, with pictures in the folder beside it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Figures of the bases, the small checkpoints that experiments start from."""
+    from showtell import files
+    from showtell.measure import bases as measured
+
+    if out is not None:
+        files.check_writable(out)
+        _print(f"{measured.page(out, names or (), number, seed)}")
+        return
+    found = {name: measured.figures(name, number, seed) for name in names or measured.present()}
+    rows = [(name, *row) for name, figures in found.items() for row in _flat(figures)]
+    _print({"n": number, "seed": seed, "figures": found}) if as_json else _table(["base", "task", "value"], rows)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("demo.html"),
     seed: Seed = 0,

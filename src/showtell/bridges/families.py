@@ -75,6 +75,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("ControlNet XL", ("StableDiffusionXLControlNetPipeline",), "controlnet:ControlNetXL", DENOISER),
     Family("aMUSEd", ("AmusedPipeline",), "amused:load", frozenset({"generate", "attend"})),
     Family("Janus", ("JanusForConditionalGeneration",), "janus:load", BOTH_WAYS),
+    Family("showtell image-text LM", ("ImageTextLM",), "image_text_lm:load", BOTH_WAYS),
+    Family("showtell scale-wise", ("ScaleWise",), "scalewise:load", frozenset({"generate", "attend"})),
     Family("Emu3", ("Emu3ForConditionalGeneration",), "emu3:load", BOTH_WAYS),
     Family(
         "Chameleon",

@@ -7,6 +7,7 @@ attributes, styles and written words need.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -133,10 +134,10 @@ def _key(vae: Any, seed: int) -> str:
 
 
 def packaged_vae() -> Any:
-    """The packaged autoencoder in float32, frozen and standardised."""
+    """The packaged autoencoder in float32, frozen and standardised; a copy, as saving a pipeline changes its parts."""
     from showtell.weights import folder
 
-    return _frozen_vae(folder("vae"))
+    return copy.deepcopy(_frozen_vae(folder("vae")))
 
 
 @lru_cache(maxsize=2)

@@ -1,4 +1,4 @@
-"""The bases that read images: a contrastive encoder and a vision-language model, on pictures drawn as they are wanted."""
+"""The bases that read images: a contrastive encoder and a vision-language model, on pictures drawn as wanted."""
 
 from __future__ import annotations
 

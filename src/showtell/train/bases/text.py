@@ -135,10 +135,10 @@ class Prompts:
         self.ids: np.ndarray = np.stack([ids for ids, _ in columns], axis=1)
         self.real: np.ndarray = np.stack([real for _, real in columns], axis=1)
         if len(shares) > 1:
-            cut = self.real.all(axis=2)[..., None]
+            cut = np.asarray(self.real.all(axis=2))[..., None]
             self.ids = np.where(cut, self.ids[:, 1:2], self.ids)
             self.real = np.where(cut, self.real[:, 1:2], self.real)
-        self.empty = ids_of(tokenizer, [""])
+        self.empty: tuple[np.ndarray, np.ndarray] = ids_of(tokenizer, [""])
 
     def __call__(self, rng: np.random.Generator, rows: np.ndarray) -> dict[str, np.ndarray]:
         """ids (n, length) int64 and real (n, length) bool for these rows, in a wording drawn for each."""
