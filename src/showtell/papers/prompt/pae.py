@@ -1,0 +1,288 @@
+"""Dynamic Prompt Optimizing for Text-to-Image Generation (Prompt Auto-Editing).
+Mo, Zhang, Bai, Su, Wen, Yang, 2024, arXiv 2404.04095
+
+A language model appends modifiers to a short prompt and says of each how strongly and when it acts, as in "a red horse,
+[anime style:0-0.5:1.5]". It learns modifiers from prompts that made good images, then words, weights and times by PPO.
+
+Faithful, after the released code: the grids; times run from 1 (noise) to 0 (image), so that 0.5-1 is the first half;
+inactive modifiers leave the prompt, weighted embeddings keep their mean; heads on the states that give the words, a
+phrase taking what most of its tokens pick; one clipped update per batch with three advantages, a penalty of 0.02 KL
+each, a critic begun as the actor; CLIP counted only below 0.28. Deviations: the probabilities of what was picked are
+trained (the code takes those of weight 1 at all times), the critic values the request alone, a mean that would change
+by more than a factor of 2 (embeddings around zero) is left alone, and commas go with the modifier they precede.
+Scaled down: a 3-layer writer instead of GPT-2, six steps of sampling in rewards, one look (watercolour) to prefer. The
+aesthetic score is CLIP's for that look, the preference CLIP's for the prompt with it; the judge scores, nothing else.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from showtell import language
+from showtell.bridges.base import Run, Technique
+from showtell.language.results import Span
+from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.scores import read
+from showtell.steer.embeddings import _like
+from showtell.steer.regions import words_of
+from showtell.train import policy
+from showtell.train.policy import Drawn
+from showtell.train.samples import training_scenes
+
+WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5)
+RANGES = ((0.0, 0.5), (0.0, 1.0), (0.5, 1.0))
+PICKS = ("words", "weights", "ranges")
+
+EXAMPLE = """
+import showtell
+from showtell.papers.prompt.pae import DynamicPrompts
+
+bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
+prompt = "a red horse on the yellow grass, [anime style:0-0.5:1.5], [detailed:0.85-1:1]"
+[image] = bridge.generate(prompt, using=[DynamicPrompts()], seed=0)
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some words of a dynamic prompt; `start` and `stop` in remaining noise, 1 at the first step."""
+
+    text: str
+    start: float = 0.0
+    stop: float = 1.0
+    weight: float | None = None
+
+    def active(self, step: int, steps: int) -> bool:
+        left = steps - step
+        return int(self.start * steps) < left <= int(self.stop * steps)
+
+
+def parse(prompt: str) -> list[Part]:
+    """The parts of "plain words, [modifier:start-stop:weight]"; brackets of another form are words like any other."""
+    parts, at = [], 0
+    for found in re.finditer(r"\[([^][:]+):([\d.]+)-([\d.]+):([\d.]+)\]", prompt):
+        parts += [Part(prompt[at : found.start()]), Part(found[1], *map(float, found.groups()[1:]))]
+        at = found.end()
+    return [part for part in (*parts, Part(prompt[at:])) if part.text]
+
+
+def shown(parts: Sequence[Part], step: int, steps: int) -> tuple[str, list[tuple[Span, float]]]:
+    """The prompt at a step, and its weighted words."""
+    text, weighted = "", []
+    for part in parts:
+        if part.weight is not None and not part.active(step, steps):
+            text = text.rstrip(", ")
+            continue
+        if part.weight is not None:
+            weighted.append((Span(part.text, len(text), len(text) + len(part.text)), part.weight))
+        text += part.text
+    return text, weighted
+
+
+def renormalised(tokens: Tensor, factors: Tensor) -> Tensor:
+    """Tokens (n, text, channels) times factors (n, text), with the mean that they had."""
+    changed = tokens * factors[..., None].to(tokens)
+    ratio = tokens.mean((1, 2), keepdim=True) / changed.mean((1, 2), keepdim=True)
+    return changed * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0)
+
+
+class DynamicPrompts(Technique):
+    """Reads [modifier:start-stop:weight] in prompts. A prompt without brackets is sampled as ever."""
+
+    def prompt(self, run: Run, prompts: list[str]) -> list[str]:
+        run.state(self).parts = [parse(prompt) for prompt in prompts]
+        return ["".join(part.text for part in parts) for parts in run.state(self).parts]
+
+    def start(self, run: Run, latents: Tensor) -> None:
+        state = run.state(self)
+        state.own, state.now = run.text, [(prompt, []) for prompt in run.prompts]
+
+    def before(self, run: Run, latents: Tensor) -> None:
+        state = run.state(self)
+        wanted = [shown(parts, run.step, run.steps) for parts in state.parts]
+        if wanted == state.now:
+            return
+        state.now, text = wanted, _like(run.encode([prompt for prompt, _ in wanted]), state.own)
+        factors = torch.ones(text.tokens.shape[:2])
+        for row, (prompt, weighted) in enumerate(wanted):
+            for span, weight in weighted:
+                factors[row, list(span.positions(words_of(run, prompt)))] = weight
+        run.text = text if bool((factors == 1).all()) else text.with_tokens(renormalised(text.tokens, factors))
+
+
+class Editor(nn.Module):
+    """A causal language model with two more heads: what each token weighs, and when it acts. At first every weight and
+    every range is equally likely."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.weights = nn.Linear(model.config.hidden_size, len(WEIGHTS), bias=False)
+        self.ranges = nn.Linear(model.config.hidden_size, len(RANGES), bias=False)
+        for head in (self.weights, self.ranges):
+            nn.init.zeros_(head.weight)
+
+    def logits(self, drawn: Drawn) -> list[Tensor]:
+        """Of words, weights and ranges, (n, length, k) each; a place speaks of the next one."""
+        logits, hidden = policy.states(self.model, drawn)
+        return [logits, self.weights(hidden), self.ranges(hidden)]
+
+    def draw(self, prompts: Sequence[str], temperature: float = 1.0, seed: int = 0) -> dict[str, Tensor]:
+        """Words, weights and ranges for every prompt, with the log-probabilities of each."""
+        asked = [f"{prompt}," for prompt in prompts]
+        drawn = policy.write(self.model, self.tokenizer, asked, temperature, max_tokens=32, seed=seed)
+        generator, picks = torch.Generator().manual_seed(seed), [drawn.ids]
+        with torch.no_grad():
+            logits = self.logits(drawn)
+        for found in logits[1:]:
+            chance = (found / temperature).softmax(-1) if temperature else found
+            rows = chance.flatten(0, 1).cpu()
+            pick = torch.multinomial(rows, 1, generator=generator) if temperature else rows.argmax(-1, keepdim=True)
+            picks.append(pick.view(found.shape[:2]).roll(1, dims=1).to(drawn.ids))
+        old = zip(PICKS, logits, picks, strict=True)
+        return {
+            **drawn.arrays(), **dict(zip(PICKS, picks, strict=True)),
+            **{f"log {name}": policy.chosen(one, pick, drawn.said) for name, one, pick in old},
+        }  # fmt: skip
+
+    def prompts(self, prompts: Sequence[str], drawn: dict[str, Tensor], dynamic: bool = True) -> list[str]:
+        """The dynamic prompts that were drawn; without weights and ranges if not `dynamic`."""
+        found = []
+        for row, prompt in enumerate(prompts):
+            groups: list[list[int]] = [[]]
+            for at in drawn["said"][row].nonzero().flatten().tolist():
+                if policy.answer(self.tokenizer, drawn["ids"][row, at : at + 1]) in (",", "."):
+                    groups.append([])
+                else:
+                    groups[-1].append(at)
+            phrases = [(policy.answer(self.tokenizer, drawn["ids"][row, at]), at) for at in groups if at]
+            written = [self._phrase(text, drawn, row, at, dynamic) for text, at in phrases if text]
+            found.append(", ".join([prompt, *written]))
+        return found
+
+    def _phrase(self, text: str, drawn: dict[str, Tensor], row: int, at: list[int], dynamic: bool) -> str:
+        weight = WEIGHTS[int(drawn["weights"][row, at].mode().values)]
+        start, stop = RANGES[int(drawn["ranges"][row, at].mode().values)]
+        neutral = not dynamic or (weight, start, stop) == (1.0, 0.0, 1.0) or set("[]:") & set(text)
+        return text if neutral else f"[{text}:{start:g}-{stop:g}:{weight:g}]"
+
+    def edit(self, prompts: Sequence[str], temperature: float = 0.0, seed: int = 0, dynamic: bool = True) -> list[str]:
+        """A dynamic prompt for every short prompt."""
+        return self.prompts(prompts, self.draw(prompts, temperature, seed), dynamic)
+
+
+def reward(clip: Tensor, looks: Tensor, likes: Tensor, threshold: float = 0.28, scale: float = 20.0) -> Tensor:
+    """min(0, scale (clip - threshold)) + looks + likes: how well the image fits the short prompt, and by how much its
+    aesthetic and preference scores exceed those of the short prompt's own image, (n,)."""
+    return (scale * (clip - threshold)).clamp(max=0) + looks + likes
+
+
+def optimise(
+    editor: Editor, prompts: Sequence[str], score: Callable[[list[str], list[str]], Tensor], rounds: int = 60,
+    batch: int = 16, lr: float = 5e-5, kl: float = 0.02, dynamic: bool = True, seed: int = 0,
+) -> Editor:  # fmt: skip
+    """PPO, in place. score(dynamic prompts, short prompts) -> rewards (n,). dynamic: False trains words alone."""
+    both, before = policy.ActorCritic(editor, editor.model), copy.deepcopy(editor).requires_grad_(False).eval()
+    names = PICKS if dynamic else PICKS[:1]
+
+    @torch.no_grad()
+    def rollout(number: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((seed, number))
+        short = [prompts[i] for i in rng.choice(len(prompts), batch, replace=batch > len(prompts))]
+        drawn = editor.draw(short, seed=int(rng.integers(2**31)))
+        what = Drawn(drawn["ids"], drawn["mask"], drawn["said"])
+        rewards = torch.as_tensor(score(editor.prompts(short, drawn, dynamic), short)).float()
+        expected = both.values(what)
+        for name, logits in zip(PICKS, before.logits(what), strict=True):
+            first = policy.chosen(logits, drawn[name], what.said)
+            paid = rewards - kl * policy.divergence(drawn[f"log {name}"], first, what.said)
+            drawn |= {f"paid {name}": paid, f"advantage {name}": paid - expected}
+        return {**drawn, "rewards": rewards, "expected": expected}
+
+    def loss(model: policy.ActorCritic, batch: dict[str, Tensor]) -> Tensor:
+        what = Drawn(batch["ids"], batch["mask"], batch["said"])
+        logits = dict(zip(PICKS, model.actor.logits(what), strict=True))
+        total = torch.zeros(())
+        for name in names:
+            new = policy.chosen(logits[name], batch[name], what.said)
+            total = total + policy.surrogate(new, batch[f"log {name}"], batch[f"advantage {name}"], what.said)
+        return total + policy.value_loss(model.values(what), batch["expected"], batch["paid words"])
+
+    policy.practise(both, rollout, loss, rounds, lr=lr, betas=(0.9, 0.9), seed=seed)
+    return editor.eval()
+
+
+# The experiment's look, numbers of prompts and steps.
+LOOK, PAIRS, IMITATION, ROUNDS, BATCH = "watercolour", 256, 300, 60, 16
+
+
+def experiment(lab: Lab) -> Comparison:
+    bridge, clip, test = lab.base("unet"), lab.base("clip"), lab.prompts("pairs")
+    scenes = [scene for scene in training_scenes(4 * PAIRS, lab.seed) if (scene.style, scene.light) == ("flat", "even")]
+    short, lm = [scene.caption() for scene in scenes[:PAIRS]], language.load()
+    full = [f"{text}, {', '.join(lm.suggest(text, 2, seed=i))}" for i, text in enumerate(short)]
+    tokenizer = policy.word_tokenizer([*full, *test.texts, ","])
+    looks = clip.embed(texts=[f"a picture in {style} style" for style in (LOOK, "flat", "outline", "mosaic")])
+
+    def scores(prompts: list[str], plain: list[str]) -> Tensor:
+        """(3, n): CLIP, aesthetic and preference scores of the images of dynamic prompts."""
+        images = bridge.generate(prompts, using=[DynamicPrompts()], seed=[1] * len(prompts), num_inference_steps=6)
+        found = clip.embed(images=images)
+        liked = clip.embed(texts=[f"{text}, in {LOOK} style" for text in plain])
+        look = found @ looks.T
+        return torch.stack([(found * clip.embed(texts=plain)).sum(-1), look[:, 0] - look[:, 1:].mean(1),
+                            (found * liked).sum(-1)])  # fmt: skip
+
+    def gain(prompts: list[str], plain: list[str]) -> Tensor:
+        new, old = scores(prompts, plain), scores(plain, plain)
+        return reward(new[0], 10 * (new[1] - old[1]), 10 * (new[2] - old[2]))
+
+    def first(seed: int) -> Editor:
+        """Stage 1: words alone, from the better half of the pairs."""
+        parts = [gain(full[i : i + 32], short[i : i + 32]) for i in range(0, len(full), 32)]
+        best = torch.cat(parts).argsort(descending=True)[: (len(full) + 1) // 2].tolist()
+        pairs = [(f"{short[i]},", full[i].removeprefix(short[i] + ",")) for i in best]
+        editor = Editor(policy.small_writer(tokenizer, seed=seed), tokenizer)
+        policy.imitate(editor.model, tokenizer, pairs, IMITATION, seed=seed)
+        return editor
+
+    def second(seed: int, dynamic: bool) -> Editor:
+        # The rate is that of a model a hundred times smaller.
+        return optimise(stage("first", seed), short, gain, ROUNDS, BATCH, lr=5e-4, dynamic=dynamic, seed=seed)
+
+    def stage(name: str, seed: int) -> Editor:
+        make = {"first": first, "pae": lambda s: second(s, True), "words": lambda s: second(s, False)}[name]
+        editor = Editor(policy.small_writer(tokenizer), tokenizer)
+        editor.load_state_dict(lab.trained(name, make, seed), strict=False)
+        return editor
+
+    @cache
+    def images(name: str, dynamic: bool, seed: int) -> list[Any]:
+        edited = stage(name, seed).edit(test.texts, dynamic=dynamic)
+        return bridge.generate(edited, using=[DynamicPrompts()], seed=seed)
+
+    def dressed(images: Any, judge: str = "first") -> np.ndarray:
+        """Share of the objects that are right, where the look is the wanted one."""
+        seen = read(images, judge)
+        return test.complete(images, judge=judge) * np.array([scene.style == LOOK for scene in seen])
+
+    return lab.compare(
+        {
+            "pae": lambda seed: images("pae", True, seed),
+            "stage 1": lambda seed: images("first", False, seed),
+            "words only": lambda seed: images("words", False, seed),
+            "weights 1 and ranges 0 to 1": lambda seed: images("pae", False, seed),
+        },
+        metric=dressed,
+        expect="pae > stage 1, pae > words only",
+        control="weights 1 and ranges 0 to 1",
+    )
