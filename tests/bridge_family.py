@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 import showtell
 import tiny
@@ -41,6 +42,44 @@ def shared(maker: Callable[[], Any]) -> Any:
     return fresh(maker)
 
 
+class Parked(ModelHook):
+    """Keeps a module's own weights away (on the meta device) except while it runs, as sequential offloading does."""
+
+    def __init__(self) -> None:
+        self.execution_device = torch.device("cpu")
+        self.values: dict[str, torch.Tensor] = {}
+
+    def init_hook(self, module: Any) -> Any:
+        self.values = {name: value.data for name, value in module._parameters.items() if value is not None}
+        self._park(module)
+        return module
+
+    def _park(self, module: Any) -> None:
+        for name, value in self.values.items():
+            module._parameters[name] = torch.nn.Parameter(value.to("meta"), requires_grad=False)
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        for name, value in self.values.items():
+            module._parameters[name] = torch.nn.Parameter(value, requires_grad=False)
+        return args, kwargs
+
+    def post_forward(self, module: Any, output: Any) -> Any:
+        self._park(module)
+        return output
+
+
+def park(pipeline: Any) -> None:
+    """Sequential offloading without an accelerator (accelerate's own refuses the CPU as the place to run)."""
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module):
+            for module in component.modules():
+                add_hook_to_module(module, Parked())
+
+
+def park_whole(pipeline: Any) -> None:
+    pipeline.enable_model_cpu_offload(device="cpu")
+
+
 class FamilyTests:
     """Inherit, and say what the tiny pipeline is and what its attention looks like."""
 
@@ -54,6 +93,7 @@ class FamilyTests:
     one_negative = False  # the pipeline takes one negative prompt for all
     negative = True  # whether the pipeline takes negative prompts at all
     scale = "guidance_scale"
+    in_parts = True  # whether the library's denoiser needs no weights outside of the modules that hold them
     cut_off = True  # whether there is a limit within reach of a tiny test
 
     @property
@@ -170,6 +210,18 @@ class FamilyTests:
             if isinstance(layer, BaseTunerLayer):
                 layer.delete_adapter("style")
         assert np.abs(self.ours(ONE, pipeline) - before).max() < 1e-5
+
+    def test_offloaded(self) -> None:
+        """Weights are needed nowhere but inside their modules, and the pipeline's hooks are let go at the end."""
+        expected = self.ours(ONE)
+        for offload in (park, park_whole) if self.in_parts else (park_whole,):
+            pipeline = fresh(type(self).maker)
+            offload(pipeline)
+            freed: list[int] = []
+            free = pipeline.maybe_free_model_hooks
+            pipeline.maybe_free_model_hooks = lambda free=free, freed=freed: (freed.append(1), free())
+            assert np.abs(self.ours(ONE, pipeline) - expected).max() <= 1e-5
+            assert freed == [1]
 
     # Attention
 

@@ -58,6 +58,9 @@ def fingerprint(modules: Sequence[Any], tokenizers: Sequence[Any] = ()) -> Key:
     for module in modules:
         samples, versions = [], []
         for parameter in module.parameters():
+            if type(parameter) not in (torch.Tensor, torch.nn.Parameter):
+                versions.append((id(parameter), 0))  # quantised: not to be written to, and no values to look at
+                continue
             versions.append((parameter.data_ptr(), parameter._version))
             if parameter.device.type != "meta" and parameter.numel():
                 samples.append(parameter.detach().reshape(-1)[:2].float())

@@ -108,7 +108,7 @@ def _pipeline(folder: str, family: Family, config: dict[str, Any], dtype: Any, m
     import torch
 
     name = config["_class_name"]
-    if not hasattr(diffusers, name):
+    if not _has(diffusers, name):
         raise ShowtellError(
             f"{folder} is a {name} ({family.name}), which the installed diffusers lacks; "
             f"it was saved with diffusers {config['_diffusers_version']}, here is {diffusers.__version__}."
@@ -133,7 +133,7 @@ def _check_components(folder: str, config: dict[str, Any], given: dict[str, Any]
     parts = {key: value for key, value in config.items() if isinstance(value, list) and len(value) == 2 and value[0]}
     wanted = {name: kind for name, kind in parts.items() if name not in given}
     for name, (module, kind) in wanted.items():
-        if module in ("diffusers", "transformers") and not hasattr(import_module(module), kind):
+        if module in ("diffusers", "transformers") and not _has(import_module(module), kind):
             version = import_module(module).__version__
             raise ShowtellError(f"{folder} needs {kind} for its {name}, which the installed {module} {version} lacks.")
     if not Path(folder).is_dir():
@@ -145,6 +145,14 @@ def _check_components(folder: str, config: dict[str, Any], given: dict[str, Any]
         part = Path(folder) / name
         if (part / "config.json").exists() and not list(part.glob("*.safetensors")):
             raise ShowtellError(f"{part} has no safetensors weights; only these are read: save it with safetensors.")
+
+
+def _has(library: Any, name: str) -> bool:
+    """Whether a library has a class, and can import it beside the other libraries that are installed."""
+    try:
+        return hasattr(library, name)
+    except (RuntimeError, ImportError):  # what it is made of needs another version of another library
+        return False
 
 
 def _describe(source: str, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
