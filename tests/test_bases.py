@@ -18,7 +18,8 @@ from showtell.train import recipes
 from showtell.train.bases import codes, pool, text
 from showtell.train.bases.attention import attend, plain_attention
 from showtell.train.objectives import to_signal
-from showtell.world import draw
+from showtell.world import Scene, SceneObject, draw
+from showtell.world.scene import COLOURS, SHAPES
 
 
 @pytest.fixture(scope="module")
@@ -254,8 +255,9 @@ def test_training_sees_what_the_bridge_computes(home, name):
     ids, real = text.ids_of(tokenizer, prompts)
     batch = {"ids": torch.from_numpy(ids).long(), "real": torch.from_numpy(real)}
     with torch.no_grad():
-        again = model(latents, timestep.expand(2), batch)
+        again, shown = model(latents, timestep.expand(2), batch)
     torch.testing.assert_close(again, predicted, rtol=1e-3, atol=1e-4)
+    assert [one.shape for one in shown] == [(2, 64, values) for values in pool.CELLS.values()]
 
 
 def test_the_pool_is_made_once_and_goes_on_where_it_was_interrupted(home, monkeypatch):
@@ -270,6 +272,22 @@ def test_the_pool_is_made_once_and_goes_on_where_it_was_interrupted(home, monkey
     assert np.array_equal(first, again) and shards[0].with_suffix(".json").stat().st_mtime_ns == stamp
     other, _ = pool.read_pool(vae(2), rows=10)
     assert not np.array_equal(first, other)
+
+
+def test_cells_say_what_the_pool_s_pictures_show(home, monkeypatch):
+    monkeypatch.setattr(pool, "SHARD", 4)
+    _, captions = pool.read_pool(vae(1), rows=6)
+    found = pool.read_cells(6)
+    for cells, (plain, *_) in zip(found, captions, strict=True):
+        scene = Scene.parse(plain)
+        assert {SHAPES[i - 1] for i in cells[..., 0].flatten() if i} == {thing.shape for thing in scene.objects}
+    far = SceneObject("ring", "red", "large", x=0.25, y=0.75, depth=1)
+    [cells] = pool.cells([Scene((far, SceneObject("star", "blue", "small", x=0.3, y=0.7)))])
+    assert (cells[:4] == 0).all() and (cells[:, 4:] == 0).all()
+    assert cells[5, 2, 0] == SHAPES.index("star") + 1 and cells[7, 1, 0] == SHAPES.index("ring") + 1
+    assert cells[5, 2, 1] == COLOURS.index("blue") + 1
+    after = pool.read_cells(3, "edits")
+    assert after.shape == (3, 8, 8, 4) and after.any()
 
 
 def test_a_standardised_autoencoder_needs_no_scale_and_no_shift():

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
-from showtell.train.bases.pool import packaged_vae, read_pool
+from showtell.train.bases.pool import CELLS, packaged_vae, read_cells, read_pool
 from showtell.train.recipe import Recipe
 
 Loss = tuple[Tensor, dict[str, Tensor]]
+CELL_WEIGHT = 0.5
 Predict = Callable[[Any, Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
@@ -23,21 +25,35 @@ class Trained(nn.Module):
     """The trained parts of a pipeline as one module; the frozen ones (its autoencoder) stay outside.
 
     predict(pipeline, noisy latents (n, c, h, w), timesteps (n,), batch) -> prediction (n, c, h, w), made as the
-    pipeline makes it.
+    pipeline makes it. watched: a module of the denoiser with `width` channels on an 8x8 grid, from which linear heads
+    read what each cell shows; they guide training and are not saved.
     """
 
-    def __init__(self, pipeline: Any, parts: Sequence[str], predict: Predict) -> None:
+    def __init__(self, pipeline: Any, parts: Sequence[str], predict: Predict, watched: Any, width: int) -> None:
         super().__init__()
         self.parts = nn.ModuleDict({name: getattr(pipeline, name) for name in parts})
         self.parts.requires_grad_(True)
         self.pipeline, self.predict = pipeline, predict
+        self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(CELLS.values())))
+        self.seen: Tensor | None = None
+        self.hook = watched.register_forward_hook(self._see)
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def _see(self, module: Any, inputs: Any, output: Any) -> None:
+        found = output[1] if isinstance(output, tuple) else output  # a joint block gives (text, image)
+        self.seen = found if found.ndim == 3 else found.flatten(2).transpose(1, 2)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """(the prediction, what the cells show: logits (n, 64, values) for each of CELLS)."""
         with plain_attention():
-            return self.predict(self.pipeline, noisy, timesteps, batch)
+            made = self.predict(self.pipeline, noisy, timesteps, batch)
+        assert self.seen is not None
+        shown = self.reader(self.seen).split(list(CELLS.values()), dim=-1)
+        self.seen = None
+        return made, list(shown)
 
     def save_pretrained(self, target: str | Path) -> None:
         """The pipeline in bfloat16, in the Hugging Face layout."""
+        self.hook.remove()
         self.pipeline.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
 
 
@@ -45,19 +61,28 @@ class Trained(nn.Module):
 
 
 def prompted_latents(make_tokenizer: Callable[[], Any]) -> Callable[[str], Callable[..., dict[str, np.ndarray]]]:
-    """Batches of {latents (n, 4, 16, 16), ids (n, length), real (n, length)} from the pool."""
+    """Batches of {latents (n, 4, 16, 16), cells (n, 8, 8, 4), ids (n, length), real (n, length)} from the pool."""
 
     def data(source: str) -> Callable[[np.random.Generator, int], dict[str, np.ndarray]]:
         latents, captions = read_pool(packaged_vae())
-        prompts = text.Prompts(make_tokenizer(), captions)
+        prompts, shown = text.Prompts(make_tokenizer(), captions), read_cells(len(latents))
 
         def make(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
             rows = rng.integers(len(latents), size=size)
-            return {"latents": latents[rows, 0].astype(np.float32), **prompts(rng, rows)}
+            seen = {"latents": latents[rows, 0].astype(np.float32), "cells": shown[rows].astype(np.int64)}
+            return {**seen, **prompts(rng, rows)}
 
         return make
 
     return data
+
+
+def cell_loss(shown: list[Tensor], cells: Tensor) -> Tensor:
+    """Cross entropy of what every cell shows, on average over the kinds of facts. Denoisers that learn what is in a
+    picture beside how it looks learn both many times faster (arXiv 2410.06940); here what is in it is known."""
+    wanted = cells.flatten(1, 2)
+    each = [F.cross_entropy(one.float().flatten(0, 1), wanted[..., i].flatten()) for i, one in enumerate(shown)]
+    return torch.stack(each).mean()
 
 
 def noise_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
@@ -66,11 +91,13 @@ def noise_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Genera
     levels = scheduler.config.num_train_timesteps
     timesteps = torch.randint(levels, (len(clean),), generator=generator, device=clean.device)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    predicted = model(scheduler.add_noise(clean, noise, timesteps), timesteps, batch).float()
+    predicted, shown = model(scheduler.add_noise(clean, noise, timesteps), timesteps, batch)
     signal = scheduler.alphas_cumprod.to(clean.device)[timesteps]
     ratio = signal / (1 - signal)
-    each = (predicted - noise).square().flatten(1).mean(dim=1)
-    return (each * (5 / ratio).clamp(max=1)).mean(), {"mse": each.detach().mean()}
+    each = (predicted.float() - noise).square().flatten(1).mean(dim=1)
+    said = cell_loss(shown, batch["cells"])
+    loss = (each * (5 / ratio).clamp(max=1)).mean() + CELL_WEIGHT * said
+    return loss, {"mse": each.detach().mean(), "cells": said.detach()}
 
 
 def flow_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
@@ -79,9 +106,10 @@ def flow_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generat
     shape = (len(clean), *[1] * (clean.ndim - 1))
     sigma = torch.randn(shape, generator=generator, device=clean.device).sigmoid()
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    predicted = model((1 - sigma) * clean + sigma * noise, 1000 * sigma.flatten(), batch).float()
-    loss = (predicted - (noise - clean)).square().mean()
-    return loss, {"mse": loss.detach()}
+    predicted, shown = model((1 - sigma) * clean + sigma * noise, 1000 * sigma.flatten(), batch)
+    error = (predicted.float() - (noise - clean)).square().mean()
+    said = cell_loss(shown, batch["cells"])
+    return error + CELL_WEIGHT * said, {"mse": error.detach(), "cells": said.detach()}
 
 
 # --- unet: Stable Diffusion ------------------------------------------------------------------------------------------
@@ -112,7 +140,12 @@ def unet(width: int = 128, layers: int = 2, **sizes: Any) -> Trained:
         feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-    return Trained(pipeline, ("unet", "text_encoder"), predict_with_unet)
+    return trained_unet(pipeline)
+
+
+def trained_unet(pipeline: Any) -> Trained:
+    width = pipeline.unet.config.block_out_channels[-1]
+    return Trained(pipeline, ("unet", "text_encoder"), predict_with_unet, pipeline.unet.mid_block, width)
 
 
 def small_unet(width: int, in_channels: int = 4, **sizes: Any) -> Any:
@@ -152,13 +185,16 @@ def editor() -> Trained:
         vae=packaged_vae(), unet=unet, **parts, safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )  # fmt: skip
-    return Trained(pipeline, ("unet", "text_encoder"), predict_with_unet)
+    return trained_unet(pipeline)
 
 
 def instructed_latents(source: str) -> Callable[[np.random.Generator, int], dict[str, np.ndarray]]:
-    """Batches of {latents, shown (n, 4, 16, 16), ids, real}; the image, the text and both are each dropped from one in
-    twenty rows (arXiv 2211.09800, section 3.2.1)."""
+    """Batches of {latents, shown (n, 4, 16, 16), cells, ids, real}.
+
+    The image, the text and both are each dropped from one in twenty rows (arXiv 2211.09800, section 3.2.1).
+    """
     latents, instructions = read_pool(packaged_vae(), "edits")
+    shown = read_cells(len(latents), "edits")
     prompts = text.Prompts(text.clip_tokenizer(), instructions, drop=0.0, shares=(1.0,))
 
     def make(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
@@ -167,7 +203,13 @@ def instructed_latents(source: str) -> Callable[[np.random.Generator, int], dict
         blank, blind = chance < 0.1, (chance > 0.05) & (chance < 0.15)
         told = {name: np.where(blank[:, None], prompts.empty[i], told[name]) for i, name in enumerate(("ids", "real"))}
         told["ids"] = told["ids"].astype(np.int64)
-        return {"latents": pairs[:, 1], "shown": np.where(blind[:, None, None, None], 0, pairs[:, 0]), **told}
+        facts = shown[rows].astype(np.int64)
+        return {
+            "latents": pairs[:, 1],
+            "cells": facts,
+            "shown": np.where(blind[:, None, None, None], 0, pairs[:, 0]),
+            **told,
+        }
 
     return make
 
@@ -198,7 +240,9 @@ def mmdit(width: int = 64, layers: int = 3, depth: int = 6, heads: int = 2, head
         text_encoder_3=None,
         tokenizer_3=text.t5_tokenizer(1),
     )  # fmt: skip
-    return Trained(pipeline, ("transformer", "text_encoder", "text_encoder_2"), predict_with_mmdit)
+    watched = pipeline.transformer.transformer_blocks[depth // 2]
+    parts = ("transformer", "text_encoder", "text_encoder_2")
+    return Trained(pipeline, parts, predict_with_mmdit, watched, heads * head)
 
 
 def predict_with_mmdit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -234,7 +278,8 @@ def dit(width: int = 96, layers: int = 2, depth: int = 6, heads: int = 2, head: 
         ),
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
     )  # fmt: skip
-    return Trained(pipeline, ("transformer", "text_encoder"), predict_with_dit)
+    watched = pipeline.transformer.transformer_blocks[depth // 2]
+    return Trained(pipeline, ("transformer", "text_encoder"), predict_with_dit, watched, heads * head)
 
 
 def predict_with_dit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:

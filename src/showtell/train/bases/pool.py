@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from showtell import files
+from showtell.data.targets import OBJECT_VALUES, targets
 from showtell.world import Scene, draw, sample
 from showtell.world.edits import Edit, edits
-from showtell.world.scene import BACKGROUNDS, STYLES
+from showtell.world.scene import BACKGROUNDS, RADIUS, STYLES
 
 BARE: dict[str, Any] = {"texture": "solid", "state": "whole", "rotation": 0, "style": "flat", "light": "even"}
 PLAIN: dict[str, Any] = BARE | {"size": "medium", "background": "white"}
@@ -41,6 +42,7 @@ FACES: tuple[tuple[dict[str, Any], int], ...] = (  # how scenes are sampled, and
 )
 WORDINGS = ("plain", "terse", "paraphrase")  # columns of the captions
 WORDING_SHARES = (0.65, 0.15, 0.2)
+CELLS = {name: len(OBJECT_VALUES[name]) + 1 for name in ("shape", "colour", "texture", "state")}
 SHARD = 4_000
 _VERSION = 1  # to be raised when a change below or in FACES changes what is cached
 
@@ -78,12 +80,17 @@ def _scenes(rng: np.random.Generator, count: int) -> Drawn:
 
 def _edits(rng: np.random.Generator, count: int) -> Drawn:
     """The pictures before and after, and the instruction."""
+    made = _made_edits(rng, count)
+    pictures = draw([scene for edit in made for scene in (edit.before, edit.after)])
+    return pictures.reshape(count, 2, *pictures.shape[1:]), [[edit.text("en")] for edit in made]
+
+
+def _made_edits(rng: np.random.Generator, count: int) -> list[Edit]:
     pick = random.Random(int(rng.integers(2**62)))
     made: list[Edit] = []
     while len(made) < count:  # a few scenes have no room for the edit drawn
         made += [edit for scene in pool_scenes(rng, count - len(made)) for edit in edits(scene, pick, n=1)]
-    pictures = draw([scene for edit in made for scene in (edit.before, edit.after)])
-    return pictures.reshape(count, 2, *pictures.shape[1:]), [[edit.text("en")] for edit in made]
+    return made
 
 
 KINDS: dict[str, tuple[Callable[[np.random.Generator, int], Drawn], int]] = {  # and how many rows there are
@@ -181,6 +188,38 @@ def read_pool(
         for shard, rows_ in zip(shards, texts, strict=True)
     ]
     return np.concatenate(parts), [row for rows_ in texts for row in rows_]
+
+
+def read_cells(rows: int, kind: str = "scenes", seed: int = 0, side: int = 8) -> np.ndarray:
+    """What each cell of a side x side grid over a pool's (last) picture shows, (rows, side, side, 4) int8.
+
+    Shape, colour, texture and state of the nearest object whose box the cell's middle is in, counted from 1; 0 for
+    background.
+    """
+    parts = []
+    for first in range(0, rows, SHARD):
+        rng, count = np.random.default_rng((seed, first)), min(SHARD, rows - first)
+        scenes = pool_scenes(rng, count) if kind == "scenes" else [edit.after for edit in _made_edits(rng, count)]
+        parts.append(cells(scenes, side))
+    return np.concatenate(parts)
+
+
+def cells(scenes: list[Scene], side: int = 8) -> np.ndarray:
+    """See `read_cells`."""
+    found = targets(scenes)
+    shown = np.zeros((len(scenes), side, side, len(CELLS)), np.int8)
+    middles = (np.arange(side) + 0.5) / side
+    reach = np.array(list(RADIUS.values()))[found["size"]] + 0.1 / side
+    order = np.where(found["present"], found["depth"], 100).argsort(axis=1)[:, ::-1]  # absent ones, then far to near
+    for thing in order.T:
+        row = np.arange(len(scenes))
+        x, y = found["place"][row, thing].T
+        near = reach[row, thing][:, None]
+        inside = (abs(middles - y[:, None]) < near)[:, :, None] & (abs(middles - x[:, None]) < near)[:, None]
+        inside &= found["present"][row, thing][:, None, None]
+        facts = np.stack([found[name][row, thing] + 1 for name in CELLS], axis=-1)
+        shown = np.where(inside[..., None], facts[:, None, None].astype(np.int8), shown)
+    return shown
 
 
 def _latent_shape(vae: Any) -> tuple[int, int, int]:
