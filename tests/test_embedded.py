@@ -81,7 +81,9 @@ def test_one_step_lands_on_the_predicted_image(bridge: EmbeddedBridge) -> None:
     )
     ids, valid = bridge.reader.tensors([bridge.reader.codec.show("a red ring")])
     with torch.no_grad():
-        expected = bridge.model(ids, valid, None, noise, torch.tensor([0.0]))[2]
+        model = bridge.model
+        states, beside = model(ids, valid)[1], model.beside(ids)
+        expected = noise - model.draw(noise, torch.tensor([1.0]), states, valid, beside)
     assert torch.allclose(made[0], expected[0], atol=1e-4)
 
 
@@ -101,12 +103,13 @@ def test_techniques_see_the_prompt_words(bridge: EmbeddedBridge) -> None:
 
     class Look(Technique):
         def attention(self, run, site) -> None:
-            seen.append(site.maps())
+            if site.kind == "cross":
+                seen.append(site.maps())
 
     plain = bridge.generate("a red ring", num_inference_steps=2, output_type="np")
     watched = bridge.generate("a red ring", num_inference_steps=2, using=[Look()], output_type="np")
     assert np.array_equal(plain[0], watched[0])
-    assert len(seen) == 4 and seen[0].shape[:3] == (1, 2, 64)  # two layers, two steps; heads; image tokens
+    assert len(seen) == 2 * 4 and seen[0].shape[:3] == (1, 2, 64)  # two steps; blocks; heads; cells
     assert len(bridge.words("a red ring")["ring"]) >= 1
 
 

@@ -8,6 +8,7 @@ import pytest
 from showtell.data.mix import Mixture, scenes_like
 from showtell.errors import ShowtellError
 from showtell.train.recipes import NAMES, RECIPES, mixture, packaged_codec, run
+from showtell.world import Scene, SceneObject
 from showtell.world.sampling import split_of
 
 
@@ -28,16 +29,29 @@ def test_rows_begin_and_end_as_the_models_expect(made: Mixture) -> None:
         for ids, valid, start in zip(batch[f"{kind}_ids"], batch[f"{kind}_valid"], batch[f"{kind}_start"], strict=True):
             row = ids[valid]
             assert row[0] == special[first] and row[-1] == special["<show>"] and row[start] == special["<sep>"]
-    for ids, valid, start in zip(batch["tell_ids"], batch["tell_valid"], batch["tell_start"], strict=True):
-        row = ids[valid]
-        opening = made.codec.tokenizer.convert_ids_to_tokens(int(row[0]))
-        assert opening in ("<ask>", "<en>", "<zh>", "<es>")
-        assert row[start - 1] == (special["<sep>"] if opening == "<ask>" else row[0])
+    openings = [special[name] for name in ("<ask>", "<en>", "<zh>", "<es>")]
+    for ids, valid, wanted in zip(batch["tell_ids"], batch["tell_valid"], batch["tell_wanted"], strict=True):
+        row, wanted = ids[valid].tolist(), wanted[valid]
+        assert row[0] == special["<show>"] and not wanted[0]
+        seen = row.index(special["<eos>"])  # the plan ends
+        assert wanted[1 : seen + 1].all() and row[seen + 1] in openings and not wanted[seen + 1]
+        reply = seen + 2 if row[seen + 1] != special["<ask>"] else row.index(special["<sep>"]) + 1
+        assert not wanted[seen + 1 : reply].any() and wanted[reply:].all()
     share = 1 - batch["show_told"].mean()
     assert 0 <= share < 0.35
     empty = made.codec.show(None)
     for ids, valid, told in zip(batch["show_ids"], batch["show_valid"], batch["show_told"], strict=True):
         assert (ids[valid].tolist() == empty) == (not told)
+
+
+def test_what_is_seen_is_said_from_left_to_right(made: Mixture) -> None:
+    """Plans to draw go from far to near; plans of what is seen go as captions do."""
+    near = SceneObject("ring", "red", "large", x=0.25, y=0.75, depth=0)
+    scene = Scene((near, SceneObject("star", "blue", "small", x=0.75, y=0.5, depth=1)))
+    row = made.codec.plan(scene, mentioned=True)
+    tokens = made.codec.tokenizer.convert_ids_to_tokens(row)
+    assert tokens == [*"Ġred Ġring Ġlarge <16> <48> Ġblue Ġstar Ġsmall <48> <32>".split()]
+    assert made.codec.plan(scene) == row[5:] + row[:5]
 
 
 def test_training_scenes_are_training_scenes() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from showtell.data.targets import targets
-from showtell.nets.flow_lm import FlowLM, FlowLMConfig
+from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Grounding
 from showtell.nets.fsq import FSQModel
 from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig, discriminant
 from showtell.nets.scene_parser import SceneParser, SceneParserConfig, parser_loss
@@ -54,16 +54,53 @@ def test_segments_keep_their_positions_whichever_are_present() -> None:
     assert alone == [4, 5, 6, 14, 15] and together == [0, 1, 2, 3, *alone]
 
 
-def test_patches_are_inverted(flow: FlowLM) -> None:
-    latents = torch.randn(2, 4, 16, 16)
-    assert torch.equal(flow.unpatch(flow.patches(latents)), latents)
+def test_a_plan_is_read_from_its_tokens(flow: FlowLM) -> None:
+    """<sep> a b <2><5> c <63><0>: with 64 places from token 10 on, words from 74 on."""
+    model = FlowLM(FlowLMConfig(vocab_size=90, **SMALL))
+    ids = torch.tensor([[1, 80, 12, 15, 3, 81, 82, 12, 15, 83, 73, 10, 4], [1, 80, 3, 81, 12, 4, 0, 0, 0, 0, 0, 0, 0]])
+    things, places = model.plan_of(ids)
+    words = model.backbone.embed_tokens.weight
+    assert things.shape == (2, 5, 32) and torch.allclose(things[0, 0], (words[81] + words[82]) / 2)
+    assert torch.allclose(things[0, 1], words[83])
+    assert torch.allclose(places[0, :2], torch.tensor([[2.5, 5.5], [63.5, 0.5]]) / 64)
+    assert places[0, 2:].isnan().all() and places[1].isnan().all()  # half a pair is no place
+
+
+def test_a_thing_is_laid_where_its_place_is() -> None:
+    """The same offset gives the same addition, wherever the object is; no object adds nothing."""
+    torch.manual_seed(0)
+    lay = Grounding(6, 8, 3)
+    thing = torch.randn(1, 1, 6)
+    left, right = (lay(thing, torch.tensor([[[x, 0.5]]]))[0] for x in (0.25, 0.5))
+    assert left.shape == (3, 8, 8)
+    assert torch.allclose(left[:, :, :6], right[:, :, 2:], atol=1e-5) and not torch.allclose(left, right, atol=1e-2)
+    assert not lay(thing, torch.full((1, 1, 2), torch.nan)).any()
+    low, high = (lay(thing, torch.tensor([[[0.25, y]]]))[0] for y in (0.75, 0.25))
+    assert torch.allclose(low[:, 4:, :4], high[:, :4, :4], atol=1e-5)
+
+
+def test_beside_the_latents_lie_the_image_to_edit_and_the_plan(flow: FlowLM) -> None:
+    model = FlowLM(FlowLMConfig(vocab_size=90, **SMALL)).eval()
+    ids = torch.tensor([[1, 3, 81, 12, 15, 4], [1, 80, 3, 4, 0, 0]])
+    before = torch.randn(2, 4, 16, 16)
+    beside = model.beside(ids, before)
+    assert beside.shape == (2, 4 + 24, 16, 16) and torch.equal(beside[:, :4], before)
+    assert beside[0, 4:].any() and not beside[1, 4:].any()  # the second row plans nothing
+    assert not model.beside(ids, planned=False).any()
+
+
+def draw(model: FlowLM, ids: torch.Tensor, valid: torch.Tensor, noisy: torch.Tensor, time: torch.Tensor):
+    return model.draw(noisy, time, model(ids, valid)[1], valid, model.beside(ids))
 
 
 def test_padding_changes_nothing(flow: FlowLM) -> None:
     noisy, time = torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7])
-    padded = flow(IDS, VALID, None, noisy, time)[2][1]
-    exact = flow(IDS[1:, :3], VALID[1:, :3], None, noisy[1:], time[1:])[2][0]
+    padded = draw(flow, IDS, VALID, noisy, time)[1]
+    exact = draw(flow, IDS[1:, :3], VALID[1:, :3], noisy[1:], time[1:])[0]
     assert torch.allclose(padded, exact, atol=1e-5)
+    other = IDS.clone()
+    other[1, 2] = 20
+    assert not torch.allclose(draw(flow, other, VALID, noisy, time)[1], exact, atol=1e-5)  # but words do
 
 
 def test_words_do_not_see_what_follows(flow: FlowLM) -> None:
@@ -76,10 +113,10 @@ def test_words_do_not_see_what_follows(flow: FlowLM) -> None:
 
 
 def test_plain_and_fused_attention_agree(flow: FlowLM) -> None:
-    source, noisy, time = torch.randn(2, 3, 64, 64), torch.randn(2, 4, 16, 16), torch.tensor([0.3, 0.7])
-    fused = flow(IDS, VALID, source, noisy, time)[2]
+    source = torch.randn(2, 3, 64, 64)
+    fused = flow(IDS, VALID, source)[1][VALID]
     flow.backbone.config._attn_implementation = "eager"
-    assert torch.allclose(flow(IDS, VALID, source, noisy, time)[2], fused, atol=1e-5)
+    assert torch.allclose(flow(IDS, VALID, source)[1][VALID], fused, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["flow", "tokens"])

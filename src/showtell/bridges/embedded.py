@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from showtell.bridges.adapter import Adapter
 from showtell.bridges.base import Bridge, Run, Text, as_list, spread
 from showtell.bridges.diffusion import DiffusionBridge
 from showtell.bridges.layout import TokenLayout
+from showtell.bridges.stable_diffusion import unet_layout
 from showtell.bridges.words import Piece
 from showtell.data.mix import PLAN_LENGTH, Codec
 from showtell.data.signal import signal
@@ -92,11 +92,15 @@ class Reader:
         texts = spread(asked if len(asked) > 1 else asked[0], len(source), "questions")
         return self._tell([self.row(text, "question", self.codec.ask) for text in texts], source)
 
-    def _tell(self, rows: Sequence[Sequence[int]], source: Tensor) -> list[str]:
+    def _tell(self, prompts: Sequence[Sequence[int]], source: Tensor) -> list[str]:
+        """First what is where, then the reply to each prompt."""
         if not isinstance(self.model, FlowLM):
             source = self.model.tokenizer.encode(source)
-        ids, valid = self.tensors(rows)
-        told = self.model.tell(ids, valid, source, self.codec.special["<eos>"], TOLD)
+        end = self.codec.special["<eos>"]
+        ids, valid = self.tensors([self.codec.read(())[:1]] * len(prompts))
+        seen = self.model.tell(ids, valid, source, end, PLAN_LENGTH)
+        rows = [[*self.codec.read(plan), *prompt] for plan, prompt in zip(seen, prompts, strict=True)]
+        told = self.model.tell(*self.tensors(rows), source, end, TOLD)
         return [self.codec.text(row) for row in told]
 
 
@@ -141,21 +145,25 @@ class EmbeddedAdapter(Adapter):
         self.reader = reader
 
     @property
-    def denoiser(self) -> FlowLM:
+    def model(self) -> FlowLM:
         model = self.pipeline.model
         assert isinstance(model, FlowLM)
         return model
 
     @property
+    def denoiser(self) -> Any:
+        return self.model.unet
+
+    @property
     def channels(self) -> int:
-        return self.denoiser.channels
+        return self.model.channels
 
     @property
     def multiple(self) -> int:
-        return self.denoiser.config.image_size
+        return self.model.config.image_size
 
     def size(self, height: int | None, width: int | None, **options: Any) -> tuple[int, int]:
-        own = self.denoiser.config.image_size
+        own = self.model.config.image_size
         if (height or own, width or own) != (own, own):
             raise ShowtellError(
                 f"this model makes {own}x{own} images, not {height}x{width}; leave height and width out"
@@ -165,42 +173,44 @@ class EmbeddedAdapter(Adapter):
     def pieces(self, **options: Any) -> list[Piece]:
         return [Piece(self.pipeline.tokenizer, LONGEST - 1, start=1, special=False)]
 
-    def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
+    def _rows(self, prompts: Sequence[str | None], **options: Any) -> list[list[int]]:
         layout = self.reader.codec.edit if options.get("task") == "edit" else self.reader.codec.show
-        rows = [layout(None) if not text else self.reader.row(text, "prompt", layout) for text in prompts]
+        return [self.reader.row(text, "prompt", layout) if text else layout(None) for text in prompts]
+
+    def encode(self, prompts: Sequence[str | None], negative: bool, **options: Any) -> Text:
+        return self._read(self._rows(prompts, **options))
+
+    def _read(self, rows: list[list[int]], source: Tensor | None = None, planned: bool = False) -> Text:
         ids, valid = self.reader.tensors(rows)
-        return Text(self.denoiser.backbone.embed_tokens(ids), mask=valid)
+        before = None if source is None else self.model.latents_of(source)
+        beside = {"beside": self.model.beside(ids, before, planned)}
+        return Text(self.model(ids, valid, source)[1], mask=valid, extra=beside)
 
     def set_timesteps(self, run: Run, steps: int) -> None:
         run.scheduler.set_timesteps(steps, device=self.device)
         run.timesteps = run.scheduler.timesteps
 
     def condition(self, run: Run) -> None:
-        images, model = run.options.get("image"), self.denoiser
-        source = None if images is None else signal(images, model.config.image_size, self.device)
-        extra = {} if source is None else {"source": source}
-        if run.options.get("plan", True):
-            codec = self.reader.codec
-            layout = codec.edit if run.options.get("task") == "edit" else codec.show
-            rows = self.reader.plan([layout(prompt) for prompt in run.prompts], source, _seeds(run))
-            ids, valid = self.reader.tensors(rows)
-            run.text = replace(run.text, tokens=model.backbone.embed_tokens(ids), mask=valid)
-        run.text = replace(run.text, extra=extra)
-        if run.negative is not None:
-            run.negative = replace(run.negative, extra=extra)
+        """Looks at the image to edit, and plans."""
+        images, options = run.options.get("image"), run.options
+        source = None if images is None else signal(images, self.model.config.image_size, self.device)
+        planned = bool(options.get("plan", True))
+        if source is None and not planned:
+            return
+        rows = self._rows(run.prompts, **options)
+        if planned:
+            rows = self.reader.plan(rows, source, _seeds(run))
+        run.text = self._read(rows, source, planned)
+        if run.negative is not None and source is not None:
+            run.negative = self._read(self._rows(run.negative_prompts or [None] * len(rows), **options), source)
 
     def predict(self, run: Run, latents: Tensor, timestep: Tensor, text: Text) -> Tensor:
-        sigma = timestep.to(latents) / 1000
         assert text.mask is not None
-        clean = self.denoiser(
-            text.tokens, text.mask.bool(), text.extra.get("source"), latents, (1 - sigma).expand(len(latents))
-        )[2]
-        return (latents - clean) / sigma
+        time = (timestep.to(latents) / 1000).expand(len(latents))
+        return self.model.draw(latents, time, text.tokens, text.mask.bool(), text.extra["beside"])
 
     def layout(self, run: Run) -> TokenLayout:
-        side = self.denoiser.grid
-        calls = [(f"backbone.layers.{i}.self_attn", "joint") for i in range(self.denoiser.config.num_hidden_layers)]
-        return TokenLayout(calls, {side * side: (side, side)}, text_first=True)
+        return unet_layout(self, run)
 
 
 def _seeds(run: Run) -> list[int]:

@@ -1,8 +1,9 @@
 """The training mixture of a model that maps both ways: scenes, emoji or a user's folder, as batches of arrays.
 
 A batch has up to three parts. show: text to image, by way of a plan (what is where, in words and place tokens).
-tell: image to text (captions in three languages, answers), row i seeing the same thing as row i of show. edit: image
-and instruction to image. Every part is padded to its longest row.
+tell: image to text (first what is where, then a caption in one of three languages or an answer), row i seeing the
+same thing as row i of show; `tell_wanted` marks what is to be told. edit: image and instruction to image. Every part is
+padded to its longest row.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 PLACES = 64  # place tokens per axis
 SPECIAL = ("<show>", "<ask>", "<edit>", *(f"<{code}>" for code in LANGUAGES), *(f"<{i}>" for i in range(PLACES)))
-SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH, PLAN_LENGTH = 40, 48, 24, 48  # tokens that training sees at most
+SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH, PLAN_LENGTH = 40, 96, 24, 48  # tokens that training sees at most
 _LANGUAGE_WEIGHTS = (80, 10, 10)
 _SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (65, 10, 5, 20))
 _BARE = {"texture": "solid", "state": "whole", "rotation": 0, "style": "flat", "light": "even"}
@@ -37,6 +38,9 @@ _FACES: tuple[tuple[dict[str, Any], int], ...] = (
     ({"objects": (3, 4), **_BARE}, 30),
     ({"objects": (1, 3), "word": True}, 10),
 )
+
+
+Told = tuple[list[int], list[int]]  # tokens, and 1 for those that are to be predicted
 
 
 class Codec:
@@ -67,13 +71,13 @@ class Codec:
         """An instruction and the plan of the picture that it leads to."""
         return [self.special["<edit>"], *self.show(text, plan)[1:]]
 
-    def plan(self, scene: Scene) -> list[int]:
-        """What is where: the scene's own facts, then each object from far to near, with its place as two tokens.
-        Default values stay unsaid."""
+    def plan(self, scene: Scene, mentioned: bool = False) -> list[int]:
+        """What is where: the scene's own facts, then each object from far to near (or as the scene mentions them), with
+        its place as two tokens. Default values stay unsaid."""
         plain = ("white", "flat", "even", "")
         facts = (scene.background, scene.style, scene.light, scene.word)
         row = self.words(" ".join(value for value, usual in zip(facts, plain, strict=True) if value != usual))
-        for thing in sorted(scene.objects, key=lambda o: -o.depth):
+        for thing in scene.objects if mentioned else sorted(scene.objects, key=lambda o: -o.depth):
             turn = {0: "", 90: "right", 180: "down", 270: "left"}[thing.rotation]
             said = (thing.size, thing.texture, thing.state, turn)
             usual = ("medium", "solid", "whole", "")
@@ -84,6 +88,10 @@ class Codec:
 
     def ask(self, question: str) -> list[int]:
         return [self.special["<ask>"], *self.words(question), self.special["<sep>"]]
+
+    def read(self, plan: Sequence[int]) -> list[int]:
+        """What a picture shows; `ask` or `caption` follows."""
+        return [self.special["<show>"], *plan, self.special["<eos>"]]
 
     def caption(self, language: str) -> list[int]:
         return [self.special[f"<{language}>"]]
@@ -158,24 +166,24 @@ class Mixture:
         total = sum(self.shares.values())
         counts = {name: round(size * share / total) for name, share in self.shares.items()}
         counts[max(counts, key=lambda name: counts[name])] += size - sum(counts.values())
-        makers: dict[str, Callable[..., tuple[list[Any], list[Any], list[int], np.ndarray, np.ndarray]]] = {
+        makers: dict[str, Callable[..., tuple[list[Any], list[Told], np.ndarray, np.ndarray]]] = {
             "scenes": self._scenes, "emoji": self._emoji, "pairs": self._pairs,
         }  # fmt: skip
         parts = [makers[name](rng, pick, count) for name, count in counts.items() if count]
         show = [row for part in parts for row in part[0]]
-        tell = [row for part in parts for row in part[1]]
+        tell = [told for part in parts for told in part[1]]
         dropped = rng.random(size) < self.drop
         empty = self.codec.show(None)
         batch: dict[str, np.ndarray] = {
-            "show_image": np.concatenate([part[3] for part in parts]),
-            "tell_image": np.concatenate([part[4] for part in parts]),
-            "tell_start": np.array([start for part in parts for start in part[2]]),
+            "show_image": np.concatenate([part[2] for part in parts]),
+            "tell_image": np.concatenate([part[3] for part in parts]),
             "show_told": ~dropped,
         }
         rows = [empty if drop else row for row, drop in zip(show, dropped, strict=True)]
         batch["show_ids"], batch["show_valid"] = self.codec.pad(rows)
         batch["show_start"] = np.array([row.index(self.codec.special["<sep>"]) for row in rows])
-        batch["tell_ids"], batch["tell_valid"] = self.codec.pad(tell)
+        batch["tell_ids"], batch["tell_valid"] = self.codec.pad([row for row, _ in tell])
+        batch["tell_wanted"] = self.codec.pad([wanted for _, wanted in tell])[0] > 0
         if self.edit_share:
             batch |= self._edits(rng, pick, round(size * self.edit_share))
         return batch
@@ -185,13 +193,8 @@ class Mixture:
     def _scenes(self, rng: np.random.Generator, pick: random.Random, count: int) -> Any:
         scenes = scenes_like(rng, count, self.split)
         images = draw(scenes)
-        show, tell, starts = [], [], []
-        for scene in scenes:
-            show.append(self._prompt(pick, scene))
-            row, start = self._told(pick, scene)
-            tell.append(row)
-            starts.append(start)
-        return show, tell, starts, images, self._spoil(rng, images)
+        show = [self._prompt(pick, scene) for scene in scenes]
+        return show, [self._told(pick, scene) for scene in scenes], images, self._spoil(rng, images)
 
     def _prompt(self, pick: random.Random, scene: Scene) -> list[int]:
         from showtell.world.language import STYLES
@@ -206,18 +209,21 @@ class Mixture:
         planned = pick.random() > self.unplanned
         return self.codec.show(text, self.codec.plan(scene)[:PLAN_LENGTH] if planned else ())
 
-    def _told(self, pick: random.Random, scene: Scene) -> tuple[list[int], int]:
+    def _told(self, pick: random.Random, scene: Scene) -> Told:
         language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
-        end = self.codec.special["<eos>"]
+        scene = scene.canonical()
+        seen = self.codec.plan(scene, mentioned=True)
         asked = questions(scene, pick, n=1, language=language) if pick.random() < 0.35 else []
         if asked:
-            question = asked[0]
-            start = self.codec.ask(question.question)
-            row = [*start, *self.codec.words(question.answer), end]
-        else:
-            start = self.codec.caption(language)
-            row = [*start, *self.codec.words(scene.canonical().caption(language)), end]
-        return row[:TELL_LENGTH], len(start)
+            return self._reply(seen, self.codec.ask(asked[0].question), asked[0].answer)
+        return self._reply(seen, self.codec.caption(language), scene.caption(language))
+
+    def _reply(self, seen: Sequence[int], prompt: list[int], text: str) -> Told:
+        """A row, and 1 where a token is to be predicted: what is seen and the reply, but not the prompt between."""
+        plan = self.codec.read(seen)
+        reply = [*self.codec.words(text), self.codec.special["<eos>"]]
+        wanted = [0] + [1] * (len(plan) - 1) + [0] * len(prompt) + [1] * len(reply)
+        return [*plan, *prompt, *reply][:TELL_LENGTH], wanted[:TELL_LENGTH]
 
     def _spoil(self, rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
         """Gaussian noise of random strength (up to 10 % of the range) on some of the images."""
@@ -234,17 +240,15 @@ class Mixture:
         assert self.emoji is not None
         rows = [pick.choice(self.rows) for _ in range(count)]
         images = self.emoji.images[rows]
-        show, tell, starts = [], [], []
+        show, tell = [], []
         for row in rows:
             names = self.emoji.items[row].names
             language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
             show.append(self.codec.show(names.get(language, names["en"])))
             language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
             name = names.get(language)
-            start = self.codec.caption(language if name else "en")
-            tell.append([*start, *self.codec.words(name or names["en"]), self.codec.special["<eos>"]][:TELL_LENGTH])
-            starts.append(len(start))
-        return show, tell, starts, images, augment(images, rng)
+            tell.append(self._reply((), self.codec.caption(language if name else "en"), name or names["en"]))
+        return show, tell, images, augment(images, rng)
 
     def _pairs(self, rng: np.random.Generator, pick: random.Random, count: int) -> Any:
         chosen = [pick.choice(self.pixels) for _ in range(count)]
@@ -254,8 +258,8 @@ class Mixture:
             text = pick.choice(captions)
             words = self.codec.words(text)[:SHOW_LENGTH]
             show.append([*self.codec.show(None)[:1], *words, *self.codec.show(None)[1:]])
-            tell.append([*self.codec.caption("en"), *words, self.codec.special["<eos>"]])
-        return show, tell, [1] * count, images, self._spoil(rng, images)
+            tell.append(self._reply((), self.codec.caption("en"), self.codec.text(words)))
+        return show, tell, images, self._spoil(rng, images)
 
     def _edits(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
         made: list[Edit] = []

@@ -1,10 +1,12 @@
-"""One transformer for both directions: words by next-token prediction, images by rectified flow (Transfusion-style).
+"""One model for both directions: a language model that reads, plans and tells, and a denoiser that draws what it says.
 
-A sequence has up to three segments: a clean source image, text, a noisy target image. Text attends causally to the
-source and itself; source and target attend bidirectionally within themselves; the target sees everything.
-Images flow as latents of a KL autoencoder that lies in the checkpoint and is not trained further.
-Source: Transfusion, arXiv 2408.11039 (mixed sequence and mask); latents: arXiv 2112.10752; prediction of the clean
-latents with the velocity loss: Back to Basics, arXiv 2511.13720 (eq. 1-3); rectified flow: arXiv 2209.03003.
+The language model sees an optional source image and text: causal over the words, bidirectional within the image. Before
+it draws, it plans (words and place tokens after the prompt); a UNet then turns noise into latents of a KL autoencoder,
+attending to the language model's states, with the plan laid onto the latents by `Grounding` and a source image, where
+there is one, beside them.
+Source: a denoiser on a language model's states: arXiv 2505.09568 (section 3); latents and cross-attention: arXiv
+2112.10752; rectified flow: arXiv 2209.03003; the source beside the latents: arXiv 2211.09800 (section 3.2); grounded
+objects: GLIGEN, arXiv 2301.07093 (section 4.1; here laid onto the latents instead of attended to).
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
@@ -37,10 +38,25 @@ def small_vae(channels: tuple[int, ...] = (16, 32, 64), latents: int = 4) -> dic
     }
 
 
+def small_unet(channels: tuple[int, ...] = (48, 96)) -> dict[str, Any]:
+    """Arguments of a UNet2DConditionModel for small latents: cross-attention on the coarsest grid."""
+    plain = len(channels) - 1
+    return {
+        "block_out_channels": list(channels),
+        "down_block_types": ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"] + ["UpBlock2D"] * plain,
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "attention_head_dim": 2,  # the number of heads, in this class
+    }
+
+
 class FlowLMConfig(PretrainedConfig):
-    """Sizes of a FlowLM. image_size in pixels; patch_size in latents (a patch must be 8 pixels, the eye's stride);
-    text_length in tokens; eye_width, eye_depth: of the convolutions that read source images; vae: the arguments of
-    diffusers' AutoencoderKL, by default those of `small_vae`."""
+    """Sizes of a FlowLM. image_size in pixels; patch_size in latents (a patch of a source image must be 8 pixels, the
+    eye's stride); text_length in tokens; separator: the token after which a plan begins; first_place, places: the range
+    of the place tokens, which all words follow; things: objects of a plan that are laid onto the latents, by grounds
+    channels; eye_width, eye_depth: of the convolutions that read source images; vae, unet: arguments of diffusers'
+    AutoencoderKL and UNet2DConditionModel, by default those of `small_vae` and `small_unet`."""
 
     model_type = "showtell_flow_lm"
 
@@ -53,26 +69,62 @@ class FlowLMConfig(PretrainedConfig):
         num_attention_heads: int = 2,
         image_size: int = 64,
         patch_size: int = 2,
-        text_length: int = 96,
+        text_length: int = 112,
+        separator: int = 3,
+        first_place: int = 10,
+        places: int = 64,
+        things: int = 5,
+        grounds: int = 24,
         embedding_size: int = 128,
         eye_width: int = 80,
         eye_depth: int = 2,
         vae: dict[str, Any] | None = None,
+        unet: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.image_size, self.patch_size, self.text_length = image_size, patch_size, text_length
+        self.separator, self.first_place, self.places = separator, first_place, places
+        self.things, self.grounds = things, grounds
         self.embedding_size, self.eye_width, self.eye_depth = embedding_size, eye_width, eye_depth
         self.vae = small_vae() if vae is None else vae
+        self.unet = small_unet() if unet is None else unet
         super().__init__(**kwargs)
 
 
+class Grounding(nn.Module):
+    """What a plan says, laid onto a grid: each object adds a function of its words and its offset to every cell."""
+
+    def __init__(self, width: int, grid: int, channels: int, hidden: int = 96, waves: int = 5) -> None:
+        super().__init__()
+        centre = (torch.arange(grid) + 0.5) / grid
+        self.register_buffer("centres", torch.cartesian_prod(centre, centre).flip(-1), persistent=False)  # (x, y)
+        self.centres: Tensor
+        self.waves: Tensor
+        self.register_buffer("waves", torch.pi * 2.0 ** torch.arange(waves), persistent=False)
+        self.grid = grid
+        self.words = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden))
+        self.offset = nn.Linear(2 + 4 * waves, hidden, bias=False)
+        self.mix, self.out = nn.Linear(hidden, hidden), nn.Linear(hidden, channels, bias=False)
+
+    def forward(self, things: Tensor, places: Tensor) -> Tensor:
+        """things (n, k, width), places (n, k, 2) as (x, y) in [0, 1), NaN for none -> (n, channels, grid, grid)."""
+        there = ~places.isnan().any(dim=-1)
+        apart = self.centres[None, None] - places.nan_to_num()[:, :, None]  # (n, k, cells, 2)
+        angles = (apart[..., None] * self.waves).flatten(-2)
+        features = torch.cat([apart, angles.sin(), angles.cos()], dim=-1).to(things.dtype)
+        hidden = nn.functional.silu(self.words(things)[:, :, None] + self.offset(features))
+        hidden = nn.functional.silu(self.mix(hidden)) * there[:, :, None, None]
+        return self.out(hidden.sum(dim=1)).transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+
+
 class FlowLM(PreTrainedModel):
-    """LlamaModel over source patches, tokens and noisy target patches; heads for tokens, clean patches, embeddings.
+    """LlamaModel over source patches and tokens, with heads for tokens and embeddings; UNet2DConditionModel over noisy
+    latents.
 
     Images are (n, 3, image_size, image_size) in [-1, 1]; latents (n, 4, image_size / 4, image_size / 4), about unit
-    variance; ids (n, length) int64, padded at the end.
+    variance; ids (n, length) int64, padded at the end, valid (n, length) bool.
     """
 
     config_class = FlowLMConfig
@@ -94,26 +146,31 @@ class FlowLM(PreTrainedModel):
                 intermediate_size=config.intermediate_size,
                 num_hidden_layers=config.num_hidden_layers,
                 num_attention_heads=config.num_attention_heads,
-                max_position_embeddings=2 * self.grid**2 + config.text_length,
+                max_position_embeddings=self.grid**2 + config.text_length,
                 attn_implementation="sdpa",
             )
         )
         self.eye = conv_trunk(config.eye_width, config.eye_depth)
         self.eye_in = nn.Linear(4 * config.eye_width, width)
         self.patch_in = nn.Linear(patch, width)
-        self.place = nn.Parameter(0.02 * torch.randn(2, self.grid**2, width))  # source and target positions
-        self.clock = Timesteps(128, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_in = TimestepEmbedding(128, width)
-        self.patch_out = nn.Linear(width, patch)
+        self.place = nn.Parameter(0.02 * torch.randn(self.grid**2, width))
         self.image_embedding = nn.Linear(width, config.embedding_size, bias=False)
         self.text_embedding = nn.Linear(width, config.embedding_size, bias=False)
         self.temperature = nn.Parameter(torch.tensor(2.0))  # log of the contrastive scale
+        self.grounding = Grounding(width, self.latent_size, config.grounds)
+        self.unet = UNet2DConditionModel(
+            sample_size=self.latent_size,
+            in_channels=2 * self.channels + config.grounds,
+            out_channels=self.channels,
+            cross_attention_dim=width,
+            **config.unet,
+        )
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The backbone initialises itself; the rest keeps PyTorch's own initialisation."""
+        """The parts initialise themselves; the rest keeps PyTorch's own initialisation."""
 
-    # --- pieces ----------------------------------------------------------------------------------------------------
+    # --- reading and telling ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def latents_of(self, images: Tensor) -> Tensor:
@@ -121,66 +178,30 @@ class FlowLM(PreTrainedModel):
         shift = self.vae.config.shift_factor or 0.0
         return (self.vae.encode(images).latent_dist.mode() - shift) * self.vae.config.scaling_factor
 
-    def patches(self, latents: Tensor) -> Tensor:
-        """(n, channels, h, w) -> (n, grid * grid, channels * patch * patch)."""
-        p = self.config.patch_size
-        return nn.functional.unfold(latents, p, stride=p).transpose(1, 2)
-
-    def unpatch(self, tokens: Tensor) -> Tensor:
-        """Inverse of `patches`."""
-        p, size = self.config.patch_size, self.latent_size
-        return nn.functional.fold(tokens.transpose(1, 2), (size, size), p, stride=p)
-
     def embed_source(self, images: Tensor) -> Tensor:
+        """(n, grid * grid, d): what the eye sees of each patch, and its latents."""
         seen = nn.functional.unfold(self.eye(images), 2, stride=2).transpose(1, 2)
-        return self.eye_in(seen) + self.patch_in(self.patches(self.latents_of(images))) + self.place[0]
+        p = self.config.patch_size
+        patches = nn.functional.unfold(self.latents_of(images), p, stride=p).transpose(1, 2)
+        return self.eye_in(seen) + self.patch_in(patches) + self.place
 
-    def embed_target(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """noisy latents, time (n,) in [0, 1] with 1 clean."""
-        clock = self.time_in(self.clock(1000 * time).to(self.place.dtype))
-        return self.patch_in(self.patches(noisy)) + self.place[1] + clock[:, None]
-
-    def positions(self, source: bool, text: int, target: bool, device: Any) -> Tensor:
-        image = self.grid**2
-        return segment_positions(image, self.config.text_length, source, text, image * target, device)
-
-    def mask(self, source: bool, valid: Tensor, target: bool) -> Tensor:
-        allowed = segment_mask(self.grid**2, source, valid, self.grid**2 * target)
-        return for_attention(self.backbone, allowed, self.dtype)
-
-    # --- training --------------------------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        ids: Tensor,
-        valid: Tensor,
-        source: Tensor | None = None,
-        noisy: Tensor | None = None,
-        time: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        """Hidden states of each segment: (source (n, image, d) | None, text (n, text, d), clean latents | None).
-
-        ids: (n, text) token ids, or (n, text, d) token embeddings. source: images; noisy: latents;
-        time: (n,) in [0, 1], 1 being clean.
-        """
-        text = ids.shape[1]
-        parts = [self.backbone.embed_tokens(ids) if ids.dim() == 2 else ids]
+    def _run(self, ids: Tensor, valid: Tensor, source: Tensor | None, cache: DynamicCache | None = None) -> Tensor:
+        parts = [self.backbone.embed_tokens(ids)]
         if source is not None:
             parts.insert(0, self.embed_source(source))
-        if noisy is not None:
-            assert time is not None
-            parts.append(self.embed_target(noisy, time))
-        hidden = self.backbone(
+        image, seen = self.grid**2, source is not None
+        return self.backbone(
             inputs_embeds=torch.cat(parts, dim=1),
-            attention_mask=self.mask(source is not None, valid, noisy is not None),
-            position_ids=self.positions(source is not None, text, noisy is not None, ids.device),
-            use_cache=False,
+            attention_mask=for_attention(self.backbone, segment_mask(image, seen, valid, 0), self.dtype),
+            position_ids=segment_positions(image, self.config.text_length, seen, ids.shape[1], 0, ids.device),
+            past_key_values=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
-        image = self.grid**2
-        seen = hidden[:, :image] if source is not None else None
-        start = image if source is not None else 0
-        shown = self.unpatch(self.patch_out(hidden[:, -image:]).float()) if noisy is not None else None
-        return seen, hidden[:, start : start + text], shown
+
+    def forward(self, ids: Tensor, valid: Tensor, source: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
+        """Hidden states: (of the source image (n, grid * grid, d) | None, of the text (n, length, d))."""
+        hidden = self._run(ids, valid, source)
+        return (None if source is None else hidden[:, : self.grid**2]), hidden[:, -ids.shape[1] :]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits; the output matrix is the embedding matrix."""
@@ -195,24 +216,6 @@ class FlowLM(PreTrainedModel):
         picked = hidden[torch.arange(len(hidden), device=hidden.device), last]
         return nn.functional.normalize(self.text_embedding(picked).float(), dim=-1)
 
-    # --- use -------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def prefix(self, ids: Tensor, valid: Tensor, source: Tensor | None = None) -> tuple[DynamicCache, Tensor]:
-        """Runs source and text once. Returns the key-value cache and the hidden text states."""
-        parts = [self.backbone.embed_tokens(ids)]
-        if source is not None:
-            parts.insert(0, self.embed_source(source))
-        cache = DynamicCache()
-        hidden = self.backbone(
-            inputs_embeds=torch.cat(parts, dim=1),
-            attention_mask=self.mask(source is not None, valid, False),
-            position_ids=self.positions(source is not None, ids.shape[1], False, ids.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return cache, hidden[:, -ids.shape[1] :]
-
     @torch.no_grad()
     def tell(
         self,
@@ -224,5 +227,51 @@ class FlowLM(PreTrainedModel):
         choose: Callable[[Tensor], Tensor] = greedy,
     ) -> list[list[int]]:
         """Continuation of each row (greedy, or as `choose` picks from logits) until `stop` or `length` new tokens."""
-        cache, hidden = self.prefix(ids, valid, source)
+        cache = DynamicCache()
+        hidden = self._run(ids, valid, source, cache)[:, -ids.shape[1] :]
         return tell(self, cache, hidden, valid, self.grid**2, stop, length, choose)
+
+    # --- drawing ---------------------------------------------------------------------------------------------------
+
+    def plan_of(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """The objects that token rows (n, length) plan: mean embeddings of their words (n, things, d), and places
+        (n, things, 2) as (x, y) in [0, 1), NaN where there is no object.
+
+        After the separator, the words up to a pair of place tokens tell what is there.
+        """
+        config = self.config
+        planned = (ids == config.separator).cumsum(dim=1) > 0
+        place = planned & (ids >= config.first_place) & (ids < config.first_place + config.places)
+        before = nn.functional.pad(place, (1, -1))
+        ends = place & before  # the second token of each pair
+        number = ends.cumsum(dim=1) - ends.int()  # of the object that a token belongs to
+        own = number[:, None] == torch.arange(config.things, device=ids.device)[:, None]  # (n, things, length)
+        words = (own & (planned & (ids >= config.first_place + config.places))[:, None]).to(self.place.dtype)
+        things = words @ self.backbone.embed_tokens(ids) / words.sum(dim=-1, keepdim=True).clamp(min=1)
+        value = (ids - config.first_place + 0.5) / config.places
+        pair = torch.stack([nn.functional.pad(value, (1, -1)), value], dim=-1)  # (n, length, 2)
+        last = own & ends[:, None]
+        places = (last[..., None] * pair[:, None]).sum(dim=2)
+        return things, torch.where(last.any(dim=-1)[..., None], places, torch.nan)
+
+    def beside(self, ids: Tensor, before: Tensor | None = None, planned: bool = True) -> Tensor:
+        """What lies beside the noisy latents, (n, 4 + grounds, h, w): the latents of the image to edit, and the plan
+        that token rows (n, length) hold; zeros where there is none."""
+        side = self.latent_size
+        grounds = self.grounding(*self.plan_of(ids))
+        if before is None:
+            before = grounds.new_zeros(len(ids), self.channels, side, side)
+        return torch.cat([before.to(grounds), grounds if planned else torch.zeros_like(grounds)], dim=1)
+
+    def draw(self, noisy: Tensor, time: Tensor, hidden: Tensor, valid: Tensor, beside: Tensor) -> Tensor:
+        """The velocity noise - clean (n, 4, h, w) at noisy latents.
+
+        time (n,) in [0, 1]: the share of noise. hidden (n, length, d): text states of `forward`.
+        """
+        return self.unet(
+            torch.cat([noisy, beside], dim=1),
+            1000 * time,
+            encoder_hidden_states=hidden,
+            encoder_attention_mask=valid,
+            return_dict=False,
+        )[0]

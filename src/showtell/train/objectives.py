@@ -14,6 +14,7 @@ from showtell.nets.flow_lm import FlowLM
 from showtell.nets.fsq import FSQModel
 from showtell.nets.scene_parser import SceneParser, parser_loss
 from showtell.nets.token_lm import TokenLM
+from showtell.train.bases.attention import plain_attention
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -28,22 +29,9 @@ def to_signal(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def draw_time(n: int, like: Tensor, generator: torch.Generator | None, mean: float, spread: float = 0.9) -> Tensor:
-    """Logit-normal times in (0, 1), 1 being clean (arXiv 2403.03206, section 3.1)."""
+def draw_time(n: int, like: Tensor, generator: torch.Generator | None, mean: float, spread: float = 1.0) -> Tensor:
+    """Logit-normal times in (0, 1) (arXiv 2403.03206, section 3.1)."""
     return torch.sigmoid(torch.randn(n, generator=generator, device=like.device) * spread + mean)
-
-
-def velocity_loss(predicted: Tensor, clean: Tensor, time: Tensor) -> Tensor:
-    """Squared error of the velocity that a clean-image prediction implies (arXiv 2511.13720, table 1), per entry."""
-    weight = (1 - time).clamp(min=0.05) ** -2
-    return (((predicted - clean) ** 2).flatten(1).mean(dim=1) * weight).mean()
-
-
-def _noisy(clean: Tensor, generator: torch.Generator | None, mean: float) -> tuple[Tensor, Tensor]:
-    time = draw_time(len(clean), clean, generator, mean)
-    noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-    share = time[:, None, None, None]
-    return share * clean + (1 - share) * noise, time
 
 
 def word_loss(states: Tensor, ids: Tensor, valid: Tensor, start: Tensor, head: Head = lambda logits: logits) -> Tensor:
@@ -63,32 +51,69 @@ def contrastive_loss(images: Tensor, texts: Tensor, log_scale: Tensor) -> Tensor
     return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
 
-def flow_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None, mean: float = -0.3) -> Loss:
-    """Words by cross entropy, images by rectified flow, embeddings by contrast. See `data.mix` for the batch."""
-    clean = model.latents_of(to_signal(batch["show_image"])).float()
-    noisy, time = _noisy(clean, generator, mean)
-    _, hidden, shown = model(batch["show_ids"], batch["show_valid"], None, noisy, time)
-    assert shown is not None
-    parts = {"flow": velocity_loss(shown, clean, time)}
-    parts["plan"] = word_loss(hidden, batch["show_ids"], batch["show_valid"], batch["show_start"] + 1, model.logits)
-    seen, words, _ = model(batch["tell_ids"], batch["tell_valid"], to_signal(batch["tell_image"]))
+def told_loss(states: Tensor, batch: Batch, head: Head = lambda logits: logits) -> Tensor:
+    """Cross entropy of what a picture is told with: its plan, and the caption or answer after it."""
+    wanted = batch["tell_wanted"][:, 1:]
+    return F.cross_entropy(head(states[:, :-1][wanted]).float(), batch["tell_ids"][:, 1:][wanted])
+
+
+def by_length(
+    model: FlowLM, ids: Tensor, valid: Tensor, source: Tensor | None = None, parts: int = 3
+) -> tuple[Tensor | None, Tensor]:
+    """As model(ids, valid, source), in parts of rows of about the same length: less is spent on padding."""
+    lengths = valid.sum(dim=1)
+    order, length = lengths.argsort(stable=True), ids.shape[1]
+    found = []
+    for rows in order.chunk(parts):
+        longest = int(lengths[rows].max())
+        seen, hidden = model(ids[rows, :longest], valid[rows, :longest], None if source is None else source[rows])
+        found.append((seen, F.pad(hidden, (0, 0, 0, length - longest))))
+    back = order.argsort()
+    all_seen = None if source is None else torch.cat([seen for seen, _ in found if seen is not None])[back]
+    return all_seen, torch.cat([hidden for _, hidden in found])[back]
+
+
+def reading_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """What a FlowLM's language model learns: plans of prompts and instructions, plans and words of pictures, embeddings
+    by contrast. See `data.mix` for the batch."""
+    _, hidden = by_length(model, batch["show_ids"], batch["show_valid"])
+    wanted = batch["show_ids"], batch["show_valid"], batch["show_start"] + 1
+    parts = {"plan": word_loss(hidden, *wanted, model.logits)}
+    seen, words = by_length(model, batch["tell_ids"], batch["tell_valid"], to_signal(batch["tell_image"]))
     assert seen is not None
-    parts["words"] = word_loss(words, batch["tell_ids"], batch["tell_valid"], batch["tell_start"], model.logits)
+    parts["words"] = told_loss(words, batch, model.logits)
     told = batch["show_told"]  # rows whose text was not dropped
     texts = model.embed_texts(hidden, batch["show_start"])[told]
     parts["contrast"] = contrastive_loss(model.embed_images(seen)[told], texts, model.temperature)
-    loss = parts["flow"] + parts["words"] + 0.5 * parts["plan"] + 0.05 * parts["contrast"]
+    loss = 0.5 * parts["plan"] + parts["words"] + 0.05 * parts["contrast"]
     if "edit_ids" in batch:
-        after = model.latents_of(to_signal(batch["edit_target"])).float()
-        noisy, time = _noisy(after, generator, mean)
-        before = to_signal(batch["edit_source"])
-        _, hidden, shown = model(batch["edit_ids"], batch["edit_valid"], before, noisy, time)
-        assert shown is not None
-        parts["edit"] = velocity_loss(shown, after, time)
+        _, hidden = model(batch["edit_ids"], batch["edit_valid"], to_signal(batch["edit_source"]))
         wanted = batch["edit_ids"], batch["edit_valid"], batch["edit_start"] + 1
         parts["edit plan"] = word_loss(hidden, *wanted, model.logits)
-        loss = loss + len(after) / len(clean) * (parts["edit"] + parts["edit plan"])
+        loss = loss + 0.5 * len(batch["edit_ids"]) / len(told) * parts["edit plan"]
     return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def drawing_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """What a FlowLM's denoiser learns, its language model as it is: rectified flow to the pictures of prompts, and to
+    those that instructions make of others (arXiv 2403.03206, equation 14 with logit-normal times)."""
+    kinds = [name for name in ("show", "edit") if f"{name}_ids" in batch]
+    each = {}
+    for kind in kinds:
+        ids, valid, edits = batch[f"{kind}_ids"], batch[f"{kind}_valid"], kind == "edit"
+        with torch.no_grad():
+            source = to_signal(batch["edit_source"]) if edits else None
+            _, hidden = model(ids, valid, source)
+            before = None if source is None else model.latents_of(source).float()
+            clean = model.latents_of(to_signal(batch["edit_target" if edits else "show_image"])).float()
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        time = draw_time(len(clean), clean, generator, 0.0)
+        share = time[:, None, None, None]
+        with plain_attention():
+            made = model.draw((1 - share) * clean + share * noise, time, hidden, valid, model.beside(ids, before))
+        each[kind] = (made.float() - (noise - clean)).square().mean()
+    loss = torch.stack([len(batch[f"{kind}_ids"]) * value for kind, value in each.items()]).sum()
+    return loss / len(batch["show_ids"]), {name: value.detach() for name, value in each.items()}
 
 
 def token_objective(model: TokenLM, batch: Batch, generator: torch.Generator | None) -> Loss:
@@ -116,7 +141,7 @@ def token_objective(model: TokenLM, batch: Batch, generator: torch.Generator | N
         shown, seen = (model.tokenizer.encode(to_signal(batch[k])) for k in ("show_image", "tell_image"))
     parts = dict(zip(("image", "plan"), image_loss("show", None, shown), strict=True))
     words, _ = model(batch["tell_ids"], batch["tell_valid"], seen)
-    parts["words"] = word_loss(words, batch["tell_ids"], batch["tell_valid"], batch["tell_start"])
+    parts["words"] = told_loss(words, batch)
     loss = parts["image"] + parts["words"] + 0.5 * parts["plan"]
     if "edit_ids" in batch:
         with torch.no_grad():

@@ -99,6 +99,30 @@ def _flow() -> Any:
     return _plain(model)
 
 
+def _reading() -> Any:
+    """A FlowLM whose language model alone is trained."""
+    model = _flow()
+    model.unet.requires_grad_(False)
+    model.grounding.requires_grad_(False)
+    return model
+
+
+def _drawing() -> Any:
+    """A FlowLM whose denoiser alone is trained; its language model is the packaged one, or that of --init."""
+    from safetensors.torch import load_file
+
+    from showtell.weights import folder
+
+    model = _flow()
+    with suppress(ShowtellError):
+        known, own = load_file(folder("bridge") / "model.safetensors"), model.state_dict()
+        model.load_state_dict(own | {n: v for n, v in known.items() if n in own and own[n].shape == v.shape})
+    model.requires_grad_(False)
+    model.unet.requires_grad_(True)
+    model.grounding.requires_grad_(True)
+    return model
+
+
 def _tokens(masked: bool) -> Any:
     from showtell.nets.fsq import FSQModel
     from showtell.nets.token_lm import TokenLM, TokenLMConfig
@@ -152,9 +176,13 @@ def _unit_latents(model: Any) -> None:
 
 _BOTH = ("scenes,emoji", "scenes", "emoji", "FOLDER")
 RECIPES: dict[str, Recipe] = {
+    "bridge-words": Recipe(
+        "both directions, first half: a language model that reads pictures, plans and tells",
+        _reading, mixture, objectives.reading_objective, 20000, 256, 1e-3, True, _BOTH,
+    ),
     "bridge": Recipe(
-        "both directions: words by next token, images by rectified flow",
-        _flow, mixture, objectives.flow_objective, 20000, 512, 1e-3, True, _BOTH,
+        "both directions, second half: a denoiser that draws what the language model says (--init: of bridge-words)",
+        _drawing, mixture, objectives.drawing_objective, 20000, 256, 1e-3, True, _BOTH,
     ),
     "bridge-tokens": Recipe(
         "both directions: words and image tokens by next token",
