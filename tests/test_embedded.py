@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 
 from showtell import Technique
-from showtell.bridges.embedded import EmbeddedBridge, TokenBridge, load_embedded
+from showtell.bridges.embedded import EmbeddedBridge, load_embedded
 from showtell.data.mix import Codec
-from showtell.errors import ShowtellError, UnsupportedError
+from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM, FlowLMConfig
-from showtell.nets.token_lm import TokenLM, TokenLMConfig
 from showtell.train.recipes import packaged_codec
 from showtell.world import Scene, SceneObject
 
@@ -181,15 +180,3 @@ def test_saved_bridge_loads_and_damaged_ones_are_refused(bridge: EmbeddedBridge,
     weights.rename(tmp_path / "pytorch_model.bin")  # pickled weights are never read
     with pytest.raises(ShowtellError):
         load_embedded(tmp_path)
-
-
-def test_token_bridge_both_ways(codec: Codec) -> None:
-    torch.manual_seed(0)
-    config = TokenLMConfig(text_vocab=len(codec.tokenizer), masked=True, tokenizer_channels=(8, 8, 8), **SMALL)
-    bridge = TokenBridge(TokenLM(config), codec)
-    made = bridge.generate(["a red ring"] * 2, num_inference_steps=2)
-    assert made[0].size == (64, 64) and (arrays(made)[0] != arrays(made)[1]).any()
-    assert len(bridge.caption(made)) == 2
-    assert bridge.edit(made, "remove the ring", num_inference_steps=2)[0].size == (64, 64)
-    with pytest.raises(UnsupportedError):
-        bridge.embed(images=made)

@@ -7,11 +7,9 @@ import torch
 
 from showtell.data.targets import targets
 from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Grounding
-from showtell.nets.fsq import FSQModel
 from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig, discriminant
 from showtell.nets.scene_parser import SceneParser, SceneParserConfig, parser_loss
-from showtell.nets.segments import segment_mask, segment_positions
-from showtell.nets.token_lm import TokenLM, TokenLMConfig
+from showtell.nets.segments import segment_mask
 from showtell.world import sample
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -23,35 +21,21 @@ def flow() -> FlowLM:
     return FlowLM(FlowLMConfig(vocab_size=50, **SMALL)).eval()
 
 
-def tokens(masked: bool = False) -> TokenLM:
-    torch.manual_seed(0)
-    return TokenLM(TokenLMConfig(text_vocab=50, masked=masked, tokenizer_channels=(8, 8, 8), **SMALL)).eval()
-
-
 IDS = torch.tensor([[1, 5, 6, 7, 8], [1, 9, 10, 0, 0]])
 VALID = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
 
 
-def test_mask_of_two_words_between_one_source_and_one_target_token() -> None:
-    mask = segment_mask(2, True, torch.tensor([[True, True, False]]), 2)[0, 0]
+def test_mask_of_two_words_after_two_source_tokens() -> None:
+    mask = segment_mask(2, torch.tensor([[True, True, False]]))[0, 0]
     expected = [
-        [1, 1, 0, 0, 0, 0, 0],  # the source sees itself, both ways
-        [1, 1, 0, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0, 0],  # words see the source and earlier words
-        [1, 1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0, 0],  # padding is seen by nobody
-        [1, 1, 1, 1, 0, 1, 1],  # the target sees everything, itself both ways
-        [1, 1, 1, 1, 0, 1, 1],
+        [1, 1, 0, 0, 0],  # the source sees itself, both ways
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],  # words see the source and earlier words
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 0],  # padding is seen by nobody
     ]
     assert mask.int().tolist() == expected
-    causal = segment_mask(2, True, torch.tensor([[True, True, False]]), 2, two_way_target=False)[0, 0]
-    assert causal[5].int().tolist() == [1, 1, 1, 1, 0, 1, 0]
-
-
-def test_segments_keep_their_positions_whichever_are_present() -> None:
-    alone = segment_positions(4, 10, False, 3, 2, "cpu")[0].tolist()
-    together = segment_positions(4, 10, True, 3, 2, "cpu")[0].tolist()
-    assert alone == [4, 5, 6, 14, 15] and together == [0, 1, 2, 3, *alone]
+    assert segment_mask(0, torch.ones(1, 3, dtype=torch.bool))[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
 def test_a_plan_is_read_from_its_tokens(flow: FlowLM) -> None:
@@ -119,74 +103,17 @@ def test_plain_and_fused_attention_agree(flow: FlowLM) -> None:
     assert torch.allclose(flow(IDS, VALID, source)[1][VALID], fused, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["flow", "tokens"])
-def test_telling_with_a_cache_is_greedy_decoding(kind: str, flow: FlowLM) -> None:
-    model = flow if kind == "flow" else tokens()
+def test_telling_with_a_cache_is_greedy_decoding(flow: FlowLM) -> None:
     torch.manual_seed(1)
-    source = torch.randn(2, 3, 64, 64) if kind == "flow" else torch.randint(0, 1000, (2, 256))
-    told = model.tell(IDS, VALID, source, stop=49, length=6)
+    source = torch.randn(2, 3, 64, 64)
+    told = flow.tell(IDS, VALID, source, stop=49, length=6)
     for i, words in enumerate(told):
         row = IDS[i : i + 1, : int(VALID[i].sum())]
         for _ in range(6):
-            seen = torch.ones_like(row, dtype=torch.bool)
-            out = model(row, seen, source[i : i + 1])
-            logits = model.logits(out[1][:, -1]) if kind == "flow" else out[0][:, -1]
-            row = torch.cat([row, logits.argmax(-1, keepdim=True)], dim=1)
+            hidden = flow(row, torch.ones_like(row, dtype=torch.bool), source[i : i + 1])[1]
+            row = torch.cat([row, flow.logits(hidden[:, -1]).argmax(-1, keepdim=True)], dim=1)
         greedy = row[0, int(VALID[i].sum()) :].tolist()
         assert words == (greedy[: greedy.index(49)] if 49 in greedy else greedy)
-
-
-def test_image_tokens_round_trip_through_the_quantiser() -> None:
-    torch.manual_seed(0)
-    model = FSQModel(block_out_channels=(8, 8, 8)).eval()
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        codes = model.encode(images)
-        assert codes.shape == (2, 256) and int(codes.min()) >= 0 and int(codes.max()) < 1000
-        assert torch.allclose(model.decode(codes), model(images), atol=1e-4)
-    every = torch.arange(1000)[None]
-    digits = (every[..., None] // model.basis) % model.sizes
-    assert torch.equal((digits * model.basis).sum(-1), every)
-
-
-def test_quantiser_rounds_to_its_levels_and_passes_the_gradient() -> None:
-    model = FSQModel(levels=(3,), block_out_channels=(8, 8))
-    z = torch.tensor([-9.0, -0.1, 0.1, 9.0]).view(4, 1, 1, 1).requires_grad_()
-    out = model.quantise(z)
-    assert out.flatten().tolist() == [-1.0, 0.0, 0.0, 1.0]
-    out.sum().backward()
-    assert z.grad is not None and (z.grad.flatten()[1:3] > 0.5).all()
-
-
-def test_next_token_logits_come_from_the_past_alone() -> None:
-    model, codes = tokens(), torch.randint(0, 1000, (2, 256))
-    changed = codes.clone()
-    changed[:, 100] = (changed[:, 100] + 1) % 1000
-    before, after = (model(IDS, VALID, None, c)[1] for c in (codes, changed))
-    assert torch.allclose(before[:, :101], after[:, :101], atol=1e-5)
-    assert not torch.allclose(before[:, 101:], after[:, 101:], atol=1e-4)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_shown_tokens_do_not_depend_on_the_batch(masked: bool) -> None:
-    model = tokens(masked)
-
-    def uniform(first: int):
-        generators = [torch.Generator().manual_seed(i) for i in (first, 1)]
-        return lambda shape: torch.stack([torch.rand(shape[1:], generator=g) for g in generators[: shape[0]]])
-
-    both = model.show(IDS, VALID, None, uniform(0), guidance=1.0, steps=4)
-    alone = model.show(IDS[:1], VALID[:1], None, uniform(0), guidance=1.0, steps=4)
-    assert both.shape == (2, 256) and int(both.max()) < 1000
-    assert (both[0] == alone[0]).float().mean() > 0.99
-
-
-def test_guidance_of_one_ignores_the_empty_prompt() -> None:
-    model = tokens(True)
-    logits = torch.randn(4, 7)
-    assert torch.equal(model._guide(logits, 1.0), logits)
-    told, blank = logits.chunk(2)
-    assert torch.allclose(model._guide(logits, 3.0), blank + 3 * (told - blank))
 
 
 @pytest.mark.parametrize("trunk", ["conv", "unet"])
@@ -221,7 +148,7 @@ def test_parser_loss_is_small_only_for_the_right_scene() -> None:
     assert float(loss.detach()) < 0.5 < 5 < float(wrong.detach())
 
 
-@pytest.mark.parametrize("make", [lambda: FlowLM(FlowLMConfig(vocab_size=50, **SMALL)), tokens,
+@pytest.mark.parametrize("make", [lambda: FlowLM(FlowLMConfig(vocab_size=50, **SMALL)),
                                   lambda: SceneParser(SceneParserConfig(width=32, depth=1)),
                                   lambda: ImageEncoder(ImageEncoderConfig(side=4, embedding_size=8))])  # fmt: skip
 def test_saved_models_load_again(make, tmp_path) -> None:

@@ -57,7 +57,7 @@ COLUMNS = (
     ("BLIP-2", "vlm", ("LLaVA, Qwen2-VL, BLIP-2",), ("blip2", "blip2_opt", "blip2_t5")),
     ("Chameleon", "", ("Chameleon",), ("chameleon",)),
     ("CLIP", "clip", ("CLIP / SigLIP",), ("clip", "siglip")),
-    ("embedded", "", ("showtell embedded",), ("embedded", "flow_lm", "token_lm")),
+    ("embedded", "", ("showtell embedded",), ("embedded", "flow_lm")),
 )
 ATTACHED = ("technique", "prompting", "agent", "system", "metric")
 """Kinds of papers that attach to a model as it is; others train one of their own, so only what is tested counts."""

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -32,21 +32,18 @@ from showtell.pictures import to_pil
 from showtell.weights import folder
 from showtell.world.language import LANGUAGES
 
-if TYPE_CHECKING:  # the packaged model does not need it, and starts faster without
-    from showtell.nets.token_lm import TokenLM
-
 LONGEST = 80  # tokens of a prompt, question or instruction
 TOLD = 48  # tokens of a caption or an answer
 PLAN_TEMPERATURE = 0.7  # below 1: places vary, facts rarely do
 
 
 class Reader:
-    """What every embedded model shares: checked text in, token rows, and greedy captions and answers.
+    """Checked text in, token rows, plans, and greedy captions and answers.
 
     known: the words the model was trained on; others are named in a warning.
     """
 
-    def __init__(self, model: FlowLM | TokenLM, codec: Codec, known: Collection[str] = ()) -> None:
+    def __init__(self, model: FlowLM, codec: Codec, known: Collection[str] = ()) -> None:
         self.model, self.codec, self.known = model, codec, frozenset(known)
 
     def row(self, text: Any, what: str, layout: Callable[[str], list[int]]) -> list[int]:
@@ -94,8 +91,6 @@ class Reader:
 
     def _tell(self, prompts: Sequence[Sequence[int]], source: Tensor) -> list[str]:
         """First what is where, then the reply to each prompt."""
-        if not isinstance(self.model, FlowLM):
-            source = self.model.tokenizer.encode(source)
         end = self.codec.special["<eos>"]
         ids, valid = self.tensors([self.codec.read(())[:1]] * len(prompts))
         seen = self.model.tell(ids, valid, source, end, PLAN_LENGTH)
@@ -276,85 +271,21 @@ class EmbeddedBridge(DiffusionBridge):
         (Path(directory) / "words.json").write_text(json.dumps(sorted(self.reader.known), ensure_ascii=False))
 
 
-class TokenBridge(Bridge):
-    """The same abilities by a TokenLM: images as discrete tokens, next-token or masked. Not packaged; see
-    docs/embedded-bridge.md for how it compares."""
-
-    name = "the token bridge"
-    can = frozenset({"generate", "caption", "answer", "edit"})
-
-    def __init__(self, model: TokenLM, codec: Codec, known: Collection[str] = ()) -> None:
-        self.model, self.reader = model.eval(), Reader(model, codec, known)
-
-    def generate(self, prompts: Any, *, seed: int | list[int] = 0, guidance_scale: float | None = None,
-                 num_inference_steps: int | None = None, **more: Any) -> list[Any]:  # fmt: skip
-        """See `Bridge.generate`. num_inference_steps: of masked decoding."""
-        codec = self.reader.codec
-        rows = [self.reader.row(text, "prompt", codec.show) for text in as_list(prompts)]
-        return self._show(rows, codec.show(None), None, seed, guidance_scale, num_inference_steps)
-
-    def edit(self, images: Any, instructions: Any, *, seed: int | list[int] = 0, guidance_scale: float | None = None,
-             num_inference_steps: int | None = None, **more: Any) -> list[Any]:  # fmt: skip
-        """See `Bridge.edit`."""
-        codec, source = self.reader.codec, signal(images, 64, self.model.device)
-        texts = spread(instructions, len(source), "instructions")
-        rows = [self.reader.row(text, "instruction", codec.edit) for text in texts]
-        codes = self.model.tokenizer.encode(source)
-        return self._show(rows, codec.edit(None), codes, seed, guidance_scale, num_inference_steps)
-
-    @torch.no_grad()
-    def _show(self, rows: list[list[int]], empty: list[int], source: Tensor | None, seed: int | list[int],
-              guidance: float | None, steps: int | None) -> list[Any]:  # fmt: skip
-        guidance, n = 2.0 if guidance is None else guidance, len(rows)
-        seeds = seed if isinstance(seed, list) else [seed * 1_000_003 + i for i in range(n)]
-        rows = self.reader.plan(rows, source, seeds)
-        ids, valid = self.reader.tensors(rows if guidance == 1.0 else rows + [empty] * n)
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-
-        def uniform(shape: tuple[int, ...]) -> Tensor:
-            return torch.stack([torch.rand(shape[1:], generator=g) for g in generators]).to(ids.device)
-
-        codes = None if source is None else source.repeat(len(ids) // n, 1)
-        made = self.model.show(ids, valid, codes, uniform, guidance, steps or 16)
-        pixels = (self.model.tokenizer.decode(made).clamp(-1, 1) + 1) * 127.5
-        return to_pil(pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy())
-
-    def caption(self, images: Any, language: str = "en", **more: Any) -> list[str]:
-        """See `Bridge.caption`."""
-        return self.reader.caption(images, language)
-
-    def answer(self, images: Any, questions: Any, **more: Any) -> list[str]:
-        """See `Bridge.answer`."""
-        return self.reader.answer(images, questions)
-
-
-def _family(kind: str) -> Any:
-    """The class of a checkpoint's model type; KeyError for others."""
-    if kind == "showtell_token_lm":
-        from showtell.nets.token_lm import TokenLM
-
-        return TokenLM
-    return {"showtell_flow_lm": FlowLM}[kind]
-
-
-def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> EmbeddedBridge | TokenBridge:
+def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> EmbeddedBridge:
     """A bridge of this module from its folder: weights, tokenizer, word list. Raises ShowtellError where one is missing
     or damaged."""
     from transformers import PreTrainedTokenizerFast
 
     path = Path(path)
     try:
-        kind = json.loads((path / "config.json").read_text())["model_type"]
         known = json.loads((path / "words.json").read_text())
         codec = Codec(PreTrainedTokenizerFast.from_pretrained(path))
-        model = (
-            _family(kind).from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
-        )
+        model = FlowLM.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ShowtellError(f"cannot load the model in {path}: {str(error).splitlines()[0]}") from None
     except Exception as error:  # safetensors raises an exception type of its own for damaged files
         raise ShowtellError(f"damaged checkpoint in {path}: {str(error).splitlines()[0]}") from None
-    return EmbeddedBridge(model, codec, known) if kind == "showtell_flow_lm" else TokenBridge(model, codec, known)
+    return EmbeddedBridge(model, codec, known)
 
 
 def load_default(device: Any = None, dtype: Any = None) -> Bridge:

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedMo
 from transformers.cache_utils import DynamicCache
 
 from showtell.nets.scene_parser import conv_trunk
-from showtell.nets.segments import for_attention, greedy, segment_mask, segment_positions, tell
+from showtell.nets.segments import for_attention, greedy, segment_mask, tell
 
 
 def small_vae(channels: tuple[int, ...] = (16, 32, 64), latents: int = 4) -> dict[str, Any]:
@@ -189,11 +189,12 @@ class FlowLM(PreTrainedModel):
         parts = [self.backbone.embed_tokens(ids)]
         if source is not None:
             parts.insert(0, self.embed_source(source))
-        image, seen = self.grid**2, source is not None
+        image = 0 if source is None else self.grid**2
+        first = self.grid**2 - image  # words have the same positions whether there is an image or not
         return self.backbone(
             inputs_embeds=torch.cat(parts, dim=1),
-            attention_mask=for_attention(self.backbone, segment_mask(image, seen, valid, 0), self.dtype),
-            position_ids=segment_positions(image, self.config.text_length, seen, ids.shape[1], 0, ids.device),
+            attention_mask=for_attention(self.backbone, segment_mask(image, valid), self.dtype),
+            position_ids=torch.arange(first, first + image + ids.shape[1], device=ids.device)[None],
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state

@@ -1,4 +1,4 @@
-"""What models over [source image] [words] [target image] share: who sees whom, positions, greedy telling."""
+"""What a model over [source image] [words] needs: who sees whom, positions, greedy telling."""
 
 from __future__ import annotations
 
@@ -10,26 +10,15 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 
-def segment_mask(image: int, source: bool, valid: Tensor, target: int, two_way_target: bool = True) -> Tensor:
-    """Bool (n, 1, length, length), True where a row may attend to a column.
+def segment_mask(image: int, valid: Tensor) -> Tensor:
+    """Bool (n, 1, length, length), True where a row may attend to a column: causal, bidirectional within the image.
 
-    Causal over the whole sequence; bidirectional within the source, and within the target if `two_way_target`.
-    image: tokens of the source; target: tokens of the target; valid (n, text): False at padding, which nobody sees.
+    image: tokens of the source image, 0 where there is none; valid (n, text): False at padding, which nobody sees.
     """
-    n, text = valid.shape
-    kind = torch.tensor([0] * image * source + [1] * text + [2] * target, device=valid.device)
-    order = torch.arange(len(kind), device=valid.device)
-    both = (kind == 0) | (kind == 2) if two_way_target else kind == 0
-    allowed = (order[:, None] >= order) | ((kind[:, None] == kind) & both)
-    keys = torch.cat([valid.new_ones(n, image)] * source + [valid, valid.new_ones(n, target)], dim=1)
+    order = torch.arange(image + valid.shape[1], device=valid.device)
+    allowed = (order[:, None] >= order) | (order < image)
+    keys = torch.cat([valid.new_ones(len(valid), image), valid], dim=1)
     return (allowed & keys[:, None])[:, None]
-
-
-def segment_positions(image: int, limit: int, source: bool, text: int, target: int, device: Any) -> Tensor:
-    """Rotary positions (1, length): each segment has its own fixed range, whichever segments are present."""
-    start = image + limit
-    parts = [range(image)] * source + [range(image, image + text), range(start, start + target)]
-    return torch.tensor([i for part in parts for i in part], device=device)[None]
 
 
 def for_attention(backbone: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from showtell.nets.flow_lm import FlowLM
-from showtell.nets.fsq import FSQModel
 from showtell.nets.scene_parser import SceneParser, parser_loss
-from showtell.nets.token_lm import TokenLM
 from showtell.train.bases.attention import plain_attention
 
 if TYPE_CHECKING:
@@ -116,41 +113,6 @@ def drawing_objective(model: FlowLM, batch: Batch, generator: torch.Generator | 
     return loss / len(batch["show_ids"]), {name: value.detach() for name, value in each.items()}
 
 
-def token_objective(model: TokenLM, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """Words by cross entropy, image tokens by next-token or masked prediction, as the model's config says."""
-    count, blank = model.config.image_tokens, model.config.codes
-
-    def image_loss(kind: str, source: Tensor | None, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss of the image, loss of the plan)."""
-        ids, valid, start = (batch[f"{kind}_{name}"] for name in ("ids", "valid", "start"))
-        if not model.config.masked:
-            words, logits = model(ids, valid, source, codes)
-            assert logits is not None
-            image = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
-            return image, word_loss(words, ids, valid, start + 1)
-        moment = torch.rand(len(codes), 1, generator=generator, device=codes.device)
-        hidden = torch.cos(math.pi / 2 * moment)  # share of masked tokens (arXiv 2202.04200, section 3.3)
-        order = torch.rand(codes.shape, generator=generator, device=codes.device).argsort(dim=1)
-        masked = order < (hidden * count).ceil().clamp(min=1)
-        words, logits = model(ids, valid, source, torch.where(masked, blank, codes))
-        assert logits is not None
-        each = F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none").view_as(codes)
-        return (each * masked).sum() / masked.sum(), word_loss(words, ids, valid, start + 1)
-
-    with torch.no_grad():
-        shown, seen = (model.tokenizer.encode(to_signal(batch[k])) for k in ("show_image", "tell_image"))
-    parts = dict(zip(("image", "plan"), image_loss("show", None, shown), strict=True))
-    words, _ = model(batch["tell_ids"], batch["tell_valid"], seen)
-    parts["words"] = told_loss(words, batch)
-    loss = parts["image"] + parts["words"] + 0.5 * parts["plan"]
-    if "edit_ids" in batch:
-        with torch.no_grad():
-            before, after = (model.tokenizer.encode(to_signal(batch[k])) for k in ("edit_source", "edit_target"))
-        parts |= zip(("edit", "edit plan"), image_loss("edit", before, after), strict=True)
-        loss = loss + len(after) / len(shown) * (parts["edit"] + parts["edit plan"])
-    return loss, {name: value.detach() for name, value in parts.items()}
-
-
 def parser_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
     """Dense prediction of scenes, see `nets.scene_parser.parser_loss`; `image` uint8, the rest as `data.targets`."""
     loss, parts = parser_loss(model, to_signal(batch["image"]), batch)
@@ -161,13 +123,6 @@ def reconstruction(made: Tensor, clean: Tensor) -> dict[str, Tensor]:
     """Absolute error, and the same on edges so that thin lines and textures stay sharp; images in [-1, 1]."""
     apart = made - clean
     return {"pixels": apart.abs().mean(), "edges": apart.diff(dim=2).abs().mean() + apart.diff(dim=3).abs().mean()}
-
-
-def tokenizer_objective(model: FSQModel, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """Reconstruction alone: the quantiser needs no further term (arXiv 2309.15505)."""
-    clean = to_signal(batch["image"])
-    parts = reconstruction(model(clean).float(), clean)
-    return parts["pixels"] + parts["edges"], {name: value.detach() for name, value in parts.items()}
 
 
 def autoencoder_objective(

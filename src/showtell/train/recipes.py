@@ -65,7 +65,7 @@ def _scenes(source: str) -> Callable[[np.random.Generator, int], Batch]:
 
 
 def _pictures(source: str) -> Callable[[np.random.Generator, int], Batch]:
-    """Scenes and emoji, half and half, for the image tokenizer."""
+    """Scenes and emoji, half and half, for the autoencoder."""
     from showtell.data.emoji import augment, load
     from showtell.data.mix import scenes_like
     from showtell.world import draw
@@ -123,16 +123,6 @@ def _drawing() -> Any:
     return model
 
 
-def _tokens(masked: bool) -> Any:
-    from showtell.nets.fsq import FSQModel
-    from showtell.nets.token_lm import TokenLM, TokenLMConfig
-    from showtell.weights import folder
-
-    model = TokenLM(TokenLMConfig(text_vocab=len(packaged_codec().tokenizer), masked=masked))
-    model.tokenizer.load_state_dict(FSQModel.from_pretrained(folder("fsq")).state_dict())
-    return _plain(model)
-
-
 def _plain(model: Any) -> Any:
     """Plain attention where training on a CPU: its backward pass is faster than the fused kernel's."""
     if not torch.cuda.is_available():
@@ -144,17 +134,6 @@ def _parser(**sizes: Any) -> Any:
     from showtell.nets.scene_parser import SceneParser, SceneParserConfig
 
     return SceneParser(SceneParserConfig(**sizes))
-
-
-def _fsq() -> Any:
-    from showtell.nets.fsq import FSQModel
-
-    model = FSQModel()
-    with suppress(ShowtellError):  # most of what it needs to know, the packaged autoencoder knows
-        own, known = model.state_dict(), packaged_vae().state_dict()
-        fitting = {name: v for name, v in known.items() if name in own and own[name].shape == v.shape}
-        model.load_state_dict(own | fitting)
-    return model
 
 
 def _vae() -> Any:
@@ -184,24 +163,12 @@ RECIPES: dict[str, Recipe] = {
         "both directions, second half: a denoiser that draws what the language model says (--init: of bridge-words)",
         _drawing, mixture, objectives.drawing_objective, 20000, 256, 1e-3, True, _BOTH,
     ),
-    "bridge-tokens": Recipe(
-        "both directions: words and image tokens by next token",
-        lambda: _tokens(False), mixture, objectives.token_objective, 20000, 512, 1e-3, True, _BOTH,
-    ),
-    "bridge-masked": Recipe(
-        "both directions: words by next token, image tokens by masked prediction",
-        lambda: _tokens(True), mixture, objectives.token_objective, 20000, 512, 1e-3, True, _BOTH,
-    ),
     "judge": Recipe(
         "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
     ),
     "judge2": Recipe(
         "scene parser, U-shaped, another draw of scenes",
         lambda: _parser(trunk="unet", width=64), _scenes, objectives.parser_objective, 12000, 256, 1e-3,
-    ),
-    "fsq": Recipe(
-        "image tokenizer, 256 tokens of 1,000 codes",
-        _fsq, _pictures, objectives.tokenizer_objective, 6000, 128, 2e-3, sources=("scenes,emoji",),
     ),
     "vae": Recipe(
         "KL autoencoder: 64x64 pixels to 16x16 latents of 4 channels",
