@@ -158,6 +158,8 @@ def test_saved_models_load_again(make, tmp_path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert not list(tmp_path.glob("*.bin"))
+    for name, value in again.named_buffers():  # those that are not saved are made again
+        assert torch.equal(value, dict(model.named_buffers())[name]), name
 
 
 def test_discriminant_by_hand() -> None:

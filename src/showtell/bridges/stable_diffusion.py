@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import ImageProjection
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from ..errors import ShowtellError
 from ..pictures import to_pil
@@ -109,6 +108,9 @@ def rescaled(adapter: Adapter, run: Run, guided: torch.Tensor, conditional: torc
     """
     rescale = run.options.get("guidance_rescale", 0.0)
     if rescale > 0.0 and adapter.guided(run):
+        # Here, since the module takes a second to import, and the embedded bridge shares the rest of this one.
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
         return rescale_noise_cfg(guided, conditional, guidance_rescale=rescale)
     return guided
 

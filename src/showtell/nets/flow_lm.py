@@ -98,12 +98,7 @@ class Grounding(nn.Module):
 
     def __init__(self, width: int, grid: int, channels: int, hidden: int = 96, waves: int = 5) -> None:
         super().__init__()
-        centre = (torch.arange(grid) + 0.5) / grid
-        self.register_buffer("centres", torch.cartesian_prod(centre, centre).flip(-1), persistent=False)  # (x, y)
-        self.centres: Tensor
-        self.waves: Tensor
-        self.register_buffer("waves", torch.pi * 2.0 ** torch.arange(waves), persistent=False)
-        self.grid = grid
+        self.grid, self.waves = grid, waves
         self.words = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden))
         self.offset = nn.Linear(2 + 4 * waves, hidden, bias=False)
         self.mix, self.out = nn.Linear(hidden, hidden), nn.Linear(hidden, channels, bias=False)
@@ -111,8 +106,11 @@ class Grounding(nn.Module):
     def forward(self, things: Tensor, places: Tensor) -> Tensor:
         """things (n, k, width), places (n, k, 2) as (x, y) in [0, 1), NaN for none -> (n, channels, grid, grid)."""
         there = ~places.isnan().any(dim=-1)
-        apart = self.centres[None, None] - places.nan_to_num()[:, :, None]  # (n, k, cells, 2)
-        angles = (apart[..., None] * self.waves).flatten(-2)
+        centre = (torch.arange(self.grid, device=places.device) + 0.5) / self.grid
+        centres = torch.cartesian_prod(centre, centre).flip(-1)  # (x, y)
+        apart = centres - places.nan_to_num()[:, :, None]  # (n, k, cells, 2)
+        waves = torch.pi * 2.0 ** torch.arange(self.waves, device=places.device)
+        angles = (apart[..., None] * waves).flatten(-2)
         features = torch.cat([apart, angles.sin(), angles.cos()], dim=-1).to(things.dtype)
         hidden = nn.functional.silu(self.words(things)[:, :, None] + self.offset(features))
         hidden = nn.functional.silu(self.mix(hidden)) * there[:, :, None, None]
