@@ -11,7 +11,7 @@ penalty for leaving the supervised model; one greedy rewrite in use. Deviations:
 language model can ask about (`KEY_POINTS`, named after the paper's groups), each a mean over its questions; a model
 that answers questions scores them, where the paper trained a reward model on labelled failures. The triples are made
 backwards, as the embedded grammar reads no awkward prompts: from captions, which are then said awkwardly, and kept
-where the grammar reads the caption back. Scaled down: a 3-layer writer of the world's words, few rounds, 6 sampling steps.
+where the grammar reads the caption back. Scaled down: a 3-layer writer of the world's words, few rounds, 6 steps.
 """
 
 from __future__ import annotations

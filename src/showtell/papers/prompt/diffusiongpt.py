@@ -1,0 +1,279 @@
+"""DiffusionGPT: LLM-Driven Text-to-Image Generation System. Qin, Wu, Chen, Ren, Li, Wu, Xiao, Wang, Wen, 2024,
+arXiv 2401.10061
+
+A language model in front of many expert generators: it takes out of what a user says what is to be drawn, walks down a
+tree of models, chooses among those that remain by how well they once drew similar prompts, and words the prompt in the
+way of the chosen model. Nothing is trained.
+
+Faithful: four kinds of input; a tree of subjects, then styles, built from the models' tags and searched breadth first;
+scores of every model on a corpus by a reward model; the 5 most similar prompts, the 5 best models of each, those that
+are candidates too, most votes first, ties by mean score; rewriting by the model's own example prompts. Where none of
+the voted models is a candidate, the candidates are ranked by mean score over the similar prompts, which the paper does
+not say. Scaled down: `world_controller` answers the four requests by rules, since the embedded grammar does not chat;
+five LoRA experts of one small base and the base itself, so 2 models a prompt instead of 5; a corpus of 60 prompts
+instead of 10,000, scored by CLIP.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+
+from showtell import language
+from showtell.errors import ShowtellError
+from showtell.language.rules import Rules, tasked
+from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.prompts import PLAIN
+from showtell.train.lora import Adapted, add_lora, load_lora, train_lora
+from showtell.train.samples import drawn
+from showtell.world import sample
+
+KINDS = ("prompt", "instruction", "inspiration", "hypothesis")
+
+EXAMPLE = """
+import showtell
+from showtell.papers.prompt.diffusiongpt import DiffusionGPT
+
+clip = showtell.load("openai/clip-vit-base-patch32")
+agent = DiffusionGPT(lambda texts: clip.embed(texts=texts))        # lm="openai:gpt-4o-mini" for any input
+agent.register("photo", showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5"), ["general", "photo"])
+agent.register("poster", showtell.load("stabilityai/stable-diffusion-xl-base-1.0"), ["general", "poster"])
+reward = lambda images, texts: (clip.embed(images) * clip.embed(texts=texts)).sum(-1)
+agent.score_corpus(["a red ring", "a cat"], reward)
+print(agent.route("please draw a cat as a poster"))                # ('poster', 'a cat as a poster')
+[image] = agent.generate("please draw a cat as a poster", seed=0)
+"""
+
+
+class Parsed(BaseModel):
+    kind: str
+    content: str
+
+
+class Worded(BaseModel):
+    prompt: str
+
+
+Tree = dict[str, dict[str, list[str]]]
+"""subject -> style -> models."""
+
+REQUESTS = {
+    "parse": "A user wants a picture and says so by a prompt, an instruction, an inspiration (a wish) or a hypothesis "
+    "(if ... then). Say which kind it is and what is to be drawn, without the rest.",
+    "tree": "Sort these models, given with their tags, by what they draw, then by how: {subject: {style: [models]}}.",
+    "pick": "Which of these branches of a tree of models fit the content? Give one or several.",
+    "write": "Word this content for a text-to-image model in the way of its example prompts. Leave nothing out.",
+}
+
+
+@dataclass
+class Expert:
+    """model: anything with a bridge's `generate`. tags: what it draws, how. examples: prompts in its way."""
+
+    model: Any
+    tags: list[str]
+    examples: list[str]
+
+
+class DiffusionGPT:
+    """embed: texts -> unit vectors (n, d), by which prompts are similar. lm: of `showtell.language.load`; None is the
+    rules of the embedded world. similar, keep: prompts of the corpus, and models of each, that vote.
+    """
+
+    def __init__(
+        self, embed: Callable[[list[str]], torch.Tensor], lm: Any = None, similar: int = 5, keep: int = 5
+    ) -> None:
+        self.lm = world_controller() if lm is None else language.load(lm)
+        self.embed, self.similar, self.keep = embed, similar, keep
+        self.experts: dict[str, Expert] = {}
+        self.tree: Tree = {}
+        self.corpus: tuple[torch.Tensor, np.ndarray] | None = None
+        """Vectors of the corpus (prompts, d), scores (models, prompts)."""
+
+    def register(self, name: str, model: Any, tags: Sequence[str], examples: Sequence[str] = ()) -> None:
+        """Adds a model; the tree and the scores are then to be made again."""
+        self.experts[name] = Expert(model, list(tags), list(examples))
+        self.tree, self.corpus = {}, None
+
+    def build_tree(self) -> Tree:
+        """Models that the language model leaves out are general ones."""
+        if not self.experts:
+            raise ShowtellError("no models to choose from; register some")
+        found = self._ask("tree", Tree, models={name: one.tags for name, one in self.experts.items()})
+        tree = {
+            subject: {style: [name for name in names if name in self.experts] for style, names in styles.items()}
+            for subject, styles in found.items()
+        }
+        placed = {name for styles in tree.values() for names in styles.values() for name in names}
+        for name in self.experts.keys() - placed:
+            tree.setdefault("general", {}).setdefault("general", []).append(name)
+        self.tree = tree
+        return tree
+
+    def score_corpus(
+        self, prompts: Sequence[str], reward: Callable[[list[Any], list[str]], Any], seed: int = 0, **call: Any
+    ) -> np.ndarray:
+        """The advantage database, (models, prompts): the reward of every model's image of every prompt."""
+        texts = list(prompts)
+        made = [one.model.generate(texts, seed=seed, **call) for one in self.experts.values()]
+        scores = np.stack([np.asarray(reward(images, texts), dtype=float) for images in made])
+        self.corpus = self.embed(texts), scores
+        return scores
+
+    def parse(self, text: str) -> Parsed:
+        return self._ask("parse", Parsed, text=text)
+
+    def candidates(self, content: str) -> list[str]:
+        """Breadth first: the branches that fit at each level; everything where the language model names none."""
+
+        def fitting(branches: Sequence[str]) -> list[str]:
+            named = self._ask("pick", list[str], content=content, branches=list(branches))
+            return [one for one in branches if one in named] or list(branches)
+
+        tree = self.tree or self.build_tree()
+        level = [(subject, style) for subject in fitting(list(tree)) for style in tree[subject]]
+        styles = fitting(list(dict.fromkeys(style for _, style in level)))
+        return list(dict.fromkeys(name for subject, style in level if style in styles for name in tree[subject][style]))
+
+    def choose(self, content: str, candidates: Sequence[str]) -> str:
+        """The candidate with most votes of similar prompts, of equal ones that with the best mean score there."""
+        if self.corpus is None or len(candidates) == 1:
+            return candidates[0]
+        vectors, scores = self.corpus
+        near = (vectors @ self.embed([content])[0]).argsort(descending=True)[: self.similar].tolist()
+        names, best = list(self.experts), np.argsort(-scores[:, near], axis=0, kind="stable")[: self.keep]
+        votes = Counter(names[i] for i in best.ravel())
+        mean = dict(zip(names, scores[:, near].mean(1), strict=True))
+        return max(candidates, key=lambda name: (votes[name], mean[name]))
+
+    def route(self, text: str) -> tuple[str, str]:
+        """(which model, its prompt) for what a user says."""
+        content = self.parse(text).content
+        name = self.choose(content, self.candidates(content))
+        return name, self._ask("write", Worded, content=content, examples=self.experts[name].examples).prompt
+
+    def generate(self, texts: str | list[str], *, seed: int = 0, **more: Any) -> list[Any]:
+        """An image each; texts that go to one model run together. The image of text i has seed (seed, i)."""
+        routed = [self.route(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        images: list[Any] = [None] * len(routed)
+        for name in dict.fromkeys(name for name, _ in routed):
+            rows = [i for i, (model, _) in enumerate(routed) if model == name]
+            seeds = [seed * 10_000 + i for i in rows]
+            found = self.experts[name].model.generate([routed[i][1] for i in rows], seed=seeds, **more)
+            for row, image in zip(rows, found, strict=True):
+                images[row] = image
+        return images
+
+    def _ask(self, task: str, form: Any, **given: Any) -> Any:
+        return self.lm.structured(tasked(task, REQUESTS[task], **given), form)
+
+
+FRAMES = (
+    ("instruction", r"(?:please )?(?:draw|paint|show|make)(?: me)? (.+)"),
+    ("inspiration", r"i (?:want|would like|dream) (?:to see |of )?(.+)"),
+    ("hypothesis", r"(?:if|suppose) .+?, (?:it|there|you) would (?:be|see) (.+)"),
+)
+
+
+def world_controller() -> Rules:
+    """Answers the four requests by rules: a frame of words around the content, tags that are (subject, style), branches
+    that are named in the content, and the ending that all examples share."""
+
+    def parse(text: str) -> Any:
+        for kind, frame in FRAMES:
+            if match := re.fullmatch(frame, text.strip().rstrip(".!?"), re.IGNORECASE):
+                return {"kind": kind, "content": match[1]}
+        return {"kind": "prompt", "content": text}
+
+    def tree(models: dict[str, list[str]]) -> Any:
+        found: Tree = {}
+        for name, tags in models.items():
+            subject, style = [*tags, "general", "general"][:2]
+            found.setdefault(subject, {}).setdefault(style, []).append(name)
+        return found
+
+    def pick(content: str, branches: list[str]) -> Any:
+        named = [one for one in branches if re.search(rf"\b{re.escape(one)}\b", content, re.IGNORECASE)]
+        return named or [one for one in branches if one == "general"]
+
+    def write(content: str, examples: list[str]) -> Any:
+        endings = {text.rpartition(", ")[2] if ", " in text else "" for text in examples}
+        ending = endings.pop() if len(endings) == 1 else ""
+        return {"prompt": content if not ending or ending in content else f"{content}, {ending}"}
+
+    return Rules({"parse": parse, "tree": tree, "pick": pick, "write": write})
+
+
+STYLED = ("sepia", "watercolour", "night")
+DOMAINS: dict[str, tuple[list[str], dict[str, Any]]] = {
+    **{style: (["general", style], {**PLAIN, "objects": (1, 2), "style": style}) for style in STYLED},
+    "glyphs": (["word", "general"], {**PLAIN, "objects": (1, 2), "word": True}),
+    "crowds": (["general", "general"], {**PLAIN, "objects": (3, 4)}),
+}
+SAID = ("{}", "please draw {}", "I want to see {}", "if you looked here, you would see {}")
+SCENES, STEPS, CORPUS = 256, 150, 60
+
+
+def experiment(lab: Lab) -> Comparison:
+    bridge, clip = lab.base("unet", fresh=True), lab.base("clip")
+    names, each = ("styles", "words", "objects-3-4"), max(1, lab.n // 3)
+    sets = [lab.prompts(name, each) for name in names]
+    texts = [text for one in sets for text in one.texts]
+    said = [SAID[i % len(SAID)].format(text) for i, text in enumerate(texts)]
+    corpus = [text for name in names for text in lab.validation(name, max(1, CORPUS // 3)).texts]
+
+    def expert(name: str) -> dict[str, torch.Tensor]:
+        scenes = sample(SCENES, lab.seed, "train", **DOMAINS[name][1])
+        return train_lora(bridge, name, drawn(scenes), [scene.caption() for scene in scenes], STEPS)
+
+    for name in DOMAINS:
+        add_lora(bridge, name)
+        load_lora(bridge, lab.trained(f"expert {name}", partial(expert, name), steps=STEPS))
+
+    def score(images: list[Any], prompts: list[str]) -> np.ndarray:
+        return (clip.embed(images=images) * clip.embed(texts=prompts)).sum(-1).numpy()
+
+    @cache
+    def agent(shuffled: bool = False, tags_only: bool = False) -> DiffusionGPT:
+        made = DiffusionGPT(lambda texts: clip.embed(texts=texts), keep=2)
+        known = {"generalist": ["general", "general"], **{name: tags for name, (tags, _) in DOMAINS.items()}}
+        tags = list(known.values())
+        random.Random(lab.seed).shuffle(tags) if shuffled else None
+        for name, own in zip(known, tags, strict=True):
+            example = [f"a red ring, in {name} style"] if name in STYLED and not shuffled else []
+            made.register(name, Adapted(bridge, None if name == "generalist" else name), own, example)
+        if not tags_only:
+            scores = made.score_corpus(corpus, score, num_inference_steps=min(10, bridge.adapter.steps))
+            if shuffled and made.corpus:
+                made.corpus = made.corpus[0], np.random.default_rng(lab.seed).permutation(scores)
+        return made
+
+    def anyone(seed: int) -> list[Any]:
+        pick, models = random.Random(seed), agent().experts
+        return [models[pick.choice(list(models))].model.generate(text, seed=seed + i)[0] for i, text in enumerate(said)]
+
+    def fidelity(images: Any, judge: str = "first") -> np.ndarray:
+        parts = (images[i * each : (i + 1) * each] for i in range(len(sets)))
+        return np.concatenate([one.true_facts(part, judge=judge) for one, part in zip(sets, parts, strict=True)])
+
+    return lab.compare(
+        {
+            "routing": lambda seed: agent().generate(said, seed=seed),
+            "one generalist": lambda seed: Adapted(bridge, None).generate(said, seed=seed),
+            "random expert": anyone,
+            "tags only": lambda seed: agent(tags_only=True).generate(said, seed=seed),
+            "shuffled tags and scores": lambda seed: agent(shuffled=True).generate(said, seed=seed),
+        },
+        metric=fidelity,
+        expect="routing > one generalist, one generalist > random expert",
+        control="shuffled tags and scores",
+    )

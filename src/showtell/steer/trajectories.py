@@ -1,0 +1,49 @@
+"""Where things are to be in each frame of a clip, and attention taken apart by frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from showtell.steer.regions import Box
+
+Path = Sequence[Box]
+"""Boxes over a clip; they may leave the frame, whose sides are 0 and 1."""
+
+
+def moved(box: Box, centres: Sequence[tuple[float, float]]) -> list[Box]:
+    """The path of a box that keeps its size while its centre takes these positions; it may leave the frame."""
+    width, height = (box[2] - box[0]) / 2, (box[3] - box[1]) / 2
+    return [(x - width, y - height, x + width, y + height) for x, y in centres]
+
+
+def at_frames(path: Path, frames: int) -> list[Box]:
+    """The path at evenly spaced moments, one per frame."""
+    when, known = np.linspace(0, 1, frames), np.linspace(0, 1, len(path))
+    left, top, right, bottom = (np.interp(when, known, [box[side] for box in path]).tolist() for side in range(4))
+    return list(zip(left, top, right, bottom, strict=True))
+
+
+def cells_of(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) cells of a box, at least one each way, perhaps outside."""
+    left, top, right, bottom = (int(np.floor(v * n)) for v, n in zip(box, (width, height) * 2, strict=True))
+    return top, left, max(top + 1, bottom), max(left + 1, right)
+
+
+def each_frame(site: Any, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value of the image at an attention site, (n, frames, heads, height x width, channels) each.
+
+    Frames may lie in the batch or among the tokens; keys that several heads share are repeated. rows: of the batch.
+    """
+    query, key, value = site.query[rows], site.key[rows], site.value[rows]
+    if site.fold > 1:  # frames lie in the batch
+        query, key, value = (x.unflatten(0, (-1, site.fold)) for x in (query, key, value))
+    else:
+        cells = site.grid[-2] * site.grid[-1]
+        query, key, value = query[:, :, site.image], key[:, :, site.image_keys], value[:, :, site.image_keys]
+        query, key, value = (x.unflatten(2, (-1, cells)).transpose(1, 2) for x in (query, key, value))
+    groups = query.shape[2] // key.shape[2]
+    return query, key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)

@@ -1,0 +1,67 @@
+"""LoRA (arXiv 2106.09685) on the attention of any diffusion bridge, by peft: several in one denoiser, one in use."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from showtell.errors import ShowtellError
+from showtell.train.denoising import denoising_loss
+from showtell.train.samples import latents_of, paired
+from showtell.train.trainer import fit
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def add_lora(bridge: Any, name: str, rank: int = 8, layers: Collection[str] = ATTENTION) -> None:
+    """A new LoRA in the bridge's denoiser, which is then the one in use; it changes nothing yet."""
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers))
+    bridge.adapter.denoiser.add_adapter(config, adapter_name=name)
+
+
+def lora_weights(bridge: Any, name: str) -> dict[str, Tensor]:
+    """The LoRA's own weights by their names in the denoiser. Raises ShowtellError where there is none."""
+    found = {key: value for key, value in bridge.adapter.denoiser.state_dict().items() if f".{name}." in key}
+    if not found:
+        raise ShowtellError(f"the denoiser has no LoRA called {name!r}; add one with add_lora")
+    return found
+
+
+def load_lora(bridge: Any, weights: Mapping[str, Tensor]) -> None:
+    """Puts weights of `lora_weights` into LoRAs that were added before."""
+    unknown = bridge.adapter.denoiser.load_state_dict(dict(weights), strict=False).unexpected_keys
+    if unknown:
+        raise ShowtellError(f"the denoiser has no place for {unknown[0]!r}; add the LoRA with add_lora, at its rank")
+
+
+def train_lora(
+    bridge: Any, name: str, pictures: Sequence[Any], prompts: Sequence[str], steps: int, batch_size: int = 32,
+    lr: float = 1e-3, seed: int = 0, **options: Any,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Trains a LoRA that was added to draw pictures (n) for their prompts (n); its weights. options: of `generate`."""
+    denoiser = bridge.adapter.denoiser
+    denoiser.enable_adapters()
+    denoiser.set_adapter(name)
+    data, loss = paired(latents_of(bridge, pictures), batch_size), denoising_loss(bridge, prompts, **options)
+    fit(denoiser, loss, data, steps=steps, lr=lr, precision="no", seed=seed, progress=False)
+    return lora_weights(bridge, name)
+
+
+class Adapted:
+    """A LoRA of a shared bridge as a model of its own; None is the bridge as it is."""
+
+    def __init__(self, bridge: Any, name: str | None) -> None:
+        self.bridge, self.name = bridge, name
+
+    def generate(self, prompts: Any, **more: Any) -> list[Any]:
+        denoiser = self.bridge.adapter.denoiser
+        if self.name is None:
+            denoiser.disable_adapters()
+        else:
+            denoiser.enable_adapters()
+            denoiser.set_adapter(self.name)
+        return self.bridge.generate(prompts, **more)
