@@ -12,6 +12,7 @@ import torch
 import showtell
 import tiny
 from showtell.bridges.base import Technique
+from showtell.errors import ShowtellError
 
 ONE = ["a red ring left of a blue star"]
 THREE = ["a red ring", "a dog on the table", "a big cat and the green star"]
@@ -78,6 +79,22 @@ def test_equal_on_every_scheduler(name: str, index: int) -> None:
     pipeline.scheduler = SCHEDULERS[name][index]()
     keywords = tiny.keywords(name)
     assert np.abs(ours(pipeline, THREE, **keywords) - reference(pipeline, THREE, **keywords)).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
+def test_a_run_begun_and_stepped_by_hand(name: str) -> None:
+    """`begin` gives the run that `generate` would make: the same noise, text, timesteps and predictions."""
+    bridge: Any = showtell.load(tiny.shared(name))
+    keywords = tiny.keywords(name, output_type="latent")
+    run = bridge.begin(THREE, seed=3, **keywords)
+    latents = run.latents
+    with torch.no_grad():
+        for run.step, timestep in enumerate(run.timesteps):
+            latents = run.adapter.advance(run, run.predict(latents, timestep), latents)
+    assert run.step == run.steps - 1
+    assert torch.equal(latents, torch.stack(bridge.generate(THREE, seed=3, **keywords)))
+    with pytest.raises(ShowtellError, match="batch_size: a run is one batch"):
+        bridge.begin(THREE, batch_size=1, **keywords)
 
 
 @pytest.mark.parametrize("name", tiny.MAKERS)

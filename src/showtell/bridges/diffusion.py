@@ -5,7 +5,7 @@ rest.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,29 @@ class DiffusionBridge(Bridge):
             more["image"] = _image_list(images)
         return self._sample(prompts, _settings(more, seed), more)
 
+    @torch.no_grad()
+    def begin(self, prompts: str | list[str], *, seed: int | list[int] = 0, **more: Any) -> DenoisingRun:
+        """The run that `generate` or `animate` would make of these keywords, before its first step: `run.text`,
+        `run.timesteps`, `run.latents` (the starting noise), and `run.evaluate` and `run.predict` for any latents.
+
+        For those who ask the denoiser something without sampling: losses, scores, inversions.
+        """
+        if more.get("batch_size"):
+            raise ShowtellError("batch_size: a run is one batch; leave it out.")
+        settings = _settings(more, seed)
+        [(run, latents)] = self._runs(prompts, settings, more)
+        run.latents, _ = self._begin(run, settings.steps or self.adapter.steps, latents)
+        return run
+
     def _sample(self, prompts: Any, settings: _Settings, more: dict[str, Any]) -> list[Any]:
+        steps = settings.steps or self.adapter.steps
+        runs = self._runs(prompts, settings, more)
+        return [output for run, latents in runs for output in self._run(run, steps, latents, settings.output_type)]
+
+    def _runs(
+        self, prompts: Any, settings: _Settings, more: dict[str, Any]
+    ) -> Iterator[tuple[DenoisingRun, torch.Tensor | None]]:
+        """A run for every batch, with the latents given for it."""
         copies = more.pop("num_images_per_prompt", None) or 1
         size = more.pop("batch_size", None)
         texts = _texts(prompts, "prompts")
@@ -101,7 +123,6 @@ class DiffusionBridge(Bridge):
         size = size or len(texts)
         if size < len(texts) and isinstance(generators, torch.Generator):
             raise ShowtellError("one generator for several batches would depend on batch_size; give seed, or one each.")
-        outputs: list[Any] = []
         for first in range(0, len(texts), size):
             part = slice(first, first + size)
             run = DenoisingRun(self, self.adapter, texts[part], settings.using)
@@ -112,8 +133,7 @@ class DiffusionBridge(Bridge):
             run.height, run.width = self._size(settings.height, settings.width, run.options)
             run.num_frames = self.adapter.frames(settings.frames)
             latents = None if settings.latents is None else settings.latents[part]
-            outputs += self._run(run, settings.steps or self.adapter.steps, latents, settings.output_type)
-        return outputs
+            yield run, latents
 
     def _per_sample(self, more: dict[str, Any], count: int, copies: int) -> dict[str, list[Any]]:
         """The options that come one per sample (images, masks), repeated and sliced with the prompts."""
@@ -126,8 +146,8 @@ class DiffusionBridge(Bridge):
             for name, values in lists.items()
         }
 
-    @torch.no_grad()
-    def _run(self, run: DenoisingRun, steps: int, latents: torch.Tensor | None, output_type: str) -> list[Any]:
+    def _begin(self, run: DenoisingRun, steps: int, latents: torch.Tensor | None) -> tuple[torch.Tensor, bool]:
+        """(the starting latents, whether to show progress) of a run that is made ready to denoise."""
         scheduler = run.options.pop("scheduler", None)
         progress = run.options.pop("progress", False)
         run.scheduler = copy.deepcopy(self.pipeline.scheduler if scheduler is None else scheduler)
@@ -140,6 +160,11 @@ class DiffusionBridge(Bridge):
         run.steps = len(run.timesteps)
         start = self.adapter.start(run, latents)
         self.adapter.condition(run)
+        return start, progress
+
+    @torch.no_grad()
+    def _run(self, run: DenoisingRun, steps: int, latents: torch.Tensor | None, output_type: str) -> list[Any]:
+        start, progress = self._begin(run, steps, latents)
         if progress:
             with self.pipeline.progress_bar(total=run.steps) as bar:
                 run.techniques.append(_Progress(bar))
