@@ -89,7 +89,8 @@ def test_a_run_begun_and_stepped_by_hand(name: str) -> None:
     run = bridge.begin(THREE, seed=3, **keywords)
     latents = run.latents
     with torch.no_grad():
-        for run.step, timestep in enumerate(run.timesteps):
+        for step, timestep in enumerate(run.timesteps):
+            run.step = step
             latents = run.adapter.advance(run, run.predict(latents, timestep), latents)
     assert run.step == run.steps - 1
     assert torch.equal(latents, torch.stack(bridge.generate(THREE, seed=3, **keywords)))
