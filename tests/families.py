@@ -23,6 +23,7 @@ import test_bridges_ltx
 import test_bridges_lumina2
 import test_bridges_qwen_image
 import test_bridges_sana
+import test_bridges_stable_video
 import test_bridges_vlm
 import test_bridges_wan
 import tiny
@@ -48,6 +49,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "LTXPipeline": test_bridges_ltx.pipeline,
     "LTXImageToVideoPipeline": test_bridges_ltx.image_to_video,
     "AnimateDiffPipeline": test_bridges_animatediff.pipeline,
+    "StableVideoDiffusionPipeline": test_bridges_stable_video.pipeline,
     "StableDiffusionInstructPix2PixPipeline": test_bridges_instruct_pix2pix.pipeline,
     "StableDiffusionXLInstructPix2PixPipeline": test_bridges_instruct_pix2pix.pipeline_xl,
     "StableDiffusionInpaintPipeline": test_bridges_inpaint.pipeline,
@@ -74,7 +76,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ChameleonForConditionalGeneration": lambda: _held(test_bridges_chameleon.bridge()),
 }
 # Made by this package, with tests of their own (test_embedded.py, test_bases.py).
-EMBEDDED = {"FlowLM", "TokenLM", "ImageTextLM", "ScaleWise"}
+EMBEDDED = {"FlowLM", "ImageTextLM", "ScaleWise"}
 
 
 def pipeline(name: str) -> Any:

@@ -28,7 +28,7 @@ BOTH_WAYS = frozenset({"generate", "caption", "answer", "attend"})
 FAMILIES: tuple[Family, ...] = (
     Family(
         "showtell embedded",
-        ("FlowLM", "TokenLM"),
+        ("FlowLM",),
         "embedded:load_embedded",
         frozenset({"generate", "caption", "answer", "edit", "embed", "attend"}),
     ),
@@ -50,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("LTX-Video", ("LTXPipeline",), "ltx:LTXVideo", VIDEO),
     Family("LTX-Video, image to video", ("LTXImageToVideoPipeline",), "ltx:LTXImageToVideo", VIDEO),
     Family("AnimateDiff", ("AnimateDiffPipeline",), "animatediff:AnimateDiff", VIDEO),
+    Family("Stable Video Diffusion", ("StableVideoDiffusionPipeline",), "stable_video:StableVideoDiffusion", VIDEO),
     Family("CLIP / SigLIP", ("CLIPModel", "SiglipModel"), "clip:load", frozenset({"embed"})),
     Family(
         "LLaVA, Qwen2-VL, BLIP-2",
