@@ -21,7 +21,7 @@ class World(Prompts):
         self.name, self.texts, self.scenes = name, self.real.texts, self.real.scenes
         self.boxes, self.phrases = self.real.boxes, self.real.phrases
         names = ("whole", "objects", "binding", "complete", "relations", "attributes", "count", "placed", "look")
-        for metric in (*names, "success", "preserved", "edited", "motion", "identity", "consistency"):
+        for metric in (*names, "true_facts", "success", "preserved", "edited", "motion", "identity", "consistency"):
             setattr(self, metric, self.brightness)
 
     def __getattr__(self, name: str) -> Any:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showtell.bridges.base import Text
+from showtell.train.batches import Pool
 from showtell.train.networks import with_denoiser
 from showtell.train.noising import Noised, Noising
+from showtell.train.trainer import fit
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -46,7 +49,8 @@ def preference_loss(
     """A loss for `fit(bridge.adapter.denoiser, loss, ...)`; the reference is the denoiser as it is now.
 
     prompts: encoded once. Batches hold {"winner", "loser": latents (n, ...), "row": (n,) which of the prompts both are
-    for}; the two share noise and noise level. options: as for `Noising`.
+    for}; the two share noise and noise level. "loser_row" gives losers prompts of their own: where winner and loser are
+    one image, one prompt of it is preferred to another. options: as for `Noising`.
     """
     noising = Noising(bridge, **options)
     reference = with_denoiser(bridge.adapter, copy.deepcopy(bridge.adapter.denoiser).requires_grad_(False).eval())
@@ -54,12 +58,28 @@ def preference_loss(
         texts = noising.text(prompts)
 
     def loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
-        rows = batch["row"].long()
+        rows = torch.cat([batch["row"], batch.get("loser_row", batch["row"])]).long()
         one = noising.noised(batch["winner"], generator)
         other = replace(one, latents=one.alpha * batch["loser"] + one.sigma * one.noise, clean=batch["loser"])
         both = Noised(*(torch.cat([getattr(x, name) for x in (one, other)]) for name in Noised.__dataclass_fields__))
-        winner, loser = gains(noising, reference, both, texts.rows(rows.repeat(2))).chunk(2)
+        winner, loser = gains(noising, reference, both, texts.rows(rows)).chunk(2)
         ahead = (winner > loser).float().mean()
         return objective(winner, loser), {"ahead": ahead, "winner": winner.mean(), "loser": loser.mean()}
 
     return loss
+
+
+def prefer(
+    bridge: Any, prompts: Sequence[str], pairs: Mapping[str, Any], steps: int, batch_size: int = 8, lr: float = 1e-5,
+    objective: Objective = paired_preference, seed: int = 0, **options: Any,
+) -> Any:  # fmt: skip
+    """Trains all weights of the bridge's denoiser in place on pairs, the arrays of `preference_loss`; the denoiser.
+
+    The reference is the denoiser as it was before. options: as for `Noising`.
+    """
+    denoiser = bridge.adapter.denoiser.requires_grad_(True)
+    loss = preference_loss(bridge, prompts, objective, **options)
+    data = Pool({name: np.asarray(values) for name, values in pairs.items()}, batch_size)
+    fit(denoiser, loss, data, steps=steps, lr=lr, schedule="constant", ema=None, precision="no", seed=seed,
+        progress=False)  # fmt: skip
+    return denoiser.eval().requires_grad_(False)
