@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from fake_paper import SOURCE, FakeWorld, brightness, fake_prompts
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Lab, MissingBase, as_comparisons
 from showtell.reproduce import ledger, picture
-from showtell.reproduce.runner import Settings, failed, record, reproduce
+from showtell.reproduce.runner import Settings, failed, measured, record, reproduce
 
 
 @pytest.fixture
@@ -83,6 +85,20 @@ def test_what_is_trained_is_trained_once(fake):
     assert len(made) == 6
 
 
+def test_another_seed_or_split_trains_again_unless_what_is_trained_is_shared(fake):
+    def trains(**lab):
+        made = []
+        file = fake.paper().file
+        Lab("fake", file, **lab).trained("own", lambda: made.append("own") or {})
+        Lab("fake", file, **lab).trained("common", lambda: made.append("common") or {}, shared=True)
+        return made
+
+    assert trains() == ["own", "common"]
+    assert trains() == []
+    assert trains(seed=1) == ["own"]
+    assert trains(split="validation") == ["own"]
+
+
 def test_what_was_trained_on_a_base_is_trained_again_when_the_base_changes(fake):
     made = []
 
@@ -110,6 +126,7 @@ def test_a_row_says_what_was_measured(fake):
     assert (public["n"], public["seeds"]) == (12, 2)
     assert public["effect"] == pytest.approx(0.3, abs=0.05)
     assert public["effect"] == pytest.approx(public["arms"]["fake"] - public["arms"]["plain"], abs=1e-5)
+    assert result.row["cpu_seconds"] > 0 and result.row["seconds"] > 0
     assert public["ci"][0] < public["effect"] < public["ci"][1]
     assert set(result.row["weights"]) >= {"vae", "judge", "judge2"}
     assert fake.ran == EVERY
@@ -124,6 +141,21 @@ def test_the_picture_shows_arms_side_by_side(fake):
     noise = [np.random.default_rng([0, len(arm)]).normal(0, 0.1, 12)[0] for arm in ("fake", "plain", "off")]
     for centre, mean, draw in zip(centres, (0.7, 0.4, 0.4), noise):
         assert centre == pytest.approx([(mean + draw) * 255] * 3, abs=1.5)
+
+
+def test_a_trial_takes_validation_prompts_and_is_no_result(fake, monkeypatch):
+    drawn = []
+    draw = sys.modules["showtell.measure.prompts"].prompt_set
+    monkeypatch.setattr(
+        sys.modules["showtell.measure.prompts"],
+        "prompt_set",
+        lambda *args, split="test": drawn.append(split) or draw(*args, split),
+    )
+    trial = record(reproduce(fake.paper(), replace(SMALL, trial=True)))
+    assert drawn == ["validation"] and trial.row["verdict"] == "holds" and fake.ran == EVERY
+    record(trial, publish=True)
+    assert not list(ledger.own().rows())
+    assert reproduce(fake.paper(), SMALL).new and drawn == ["validation", "test"] and fake.ran == EVERY
 
 
 def test_what_the_ledger_holds_is_not_measured_again(fake):
@@ -270,6 +302,21 @@ def test_several_metrics_share_the_arms_and_the_worst_verdict_counts(fake):
     assert result.row["metric"] == "first" and result.row["effect"] > 0
     [also] = result.row["also"]
     assert also["metric"] == "second" and also["effect"] == pytest.approx(-result.row["effect"])
+
+
+def test_the_same_arms_by_several_metrics_run_once(fake):
+    ran = []
+    lab = Lab("fake", fake.paper().file, n=4, seeds=2)
+    arms = {"m": lambda seed: ran.append(seed) or np.ones(4), "p": lambda seed: np.zeros(4)}
+
+    def double(scores):
+        return 2 * scores
+
+    made = lab.compare_by((np.asarray, double), arms, expect="m > p")
+    result = measured(fake.paper(), lambda lab: made, lab, "code")
+    assert [result.row["arms"]["m"], result.row["also"][0]["arms"]["m"]] == [1, 2]
+    assert result.row["metric"] == "asarray" and result.row["also"][0]["metric"] == "double"
+    assert ran == [0, 1]
 
 
 def test_seeds_that_share_a_training_are_told_from_those_that_share_nothing(fake):

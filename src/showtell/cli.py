@@ -395,6 +395,9 @@ def reproduce(
     prompts: Annotated[int | None, typer.Option(min=1, help="Prompts of each set; 64 by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another one draws other seeds and other test prompts.")] = 0,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run also what the ledger holds.")] = False,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="On validation prompts, entering no ledger: to try an experiment out.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="A folder for the rows and pictures.")] = None,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS|auto", help="Spread over a Ray cluster; local starts one.")
@@ -417,7 +420,7 @@ def reproduce(
         out.mkdir(parents=True, exist_ok=True)
         _folder_out(out)
     given = {"prompts": prompts, "seeds": seeds}
-    settings = Settings(seed=seed, fresh=fresh, **{name: value for name, value in given.items() if value})
+    settings = Settings(seed=seed, fresh=fresh, trial=trial, **{name: value for name, value in given.items() if value})
     verdicts, rows = [], []
     with _progress() as show:
         for result in many.reproduce_all(chosen, settings, show, publish, out, ray):

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 PROMPTS = 64
 SEEDS = 3
+STEPS = 20
+"""Sampling steps of a base, unless an arm names its own or the base wants fewer: the packaged ones are as right after
+20 as after 50 (`pairs` of the validation split), and every experiment is as much quicker."""
 Arm = Callable[[int], Any]
 Points = list[tuple[float, float]]
 T = TypeVar("T")
@@ -92,10 +95,12 @@ class Lab:
         seeds: int = SEEDS,
         show: Callable[[Iterable[Any], str], Iterator[Any]] | None = None,
         draw: Callable[..., PromptSet] | None = None,
+        split: str = "test",
     ) -> None:
         """paper, file: whose experiment this is and where its code lies. show: wraps an iterable in a progress bar.
 
-        draw: takes the place of `showtell.measure.prompts.prompt_set`.
+        draw: takes the place of `showtell.measure.prompts.prompt_set`. split: where `prompts` come from; "validation"
+        is for trying an experiment out.
         Raises ShowtellError: no prompts or no seeds.
         """
         if n < 1 or seeds < 1 or seed < 0:
@@ -112,6 +117,7 @@ class Lab:
         """Name -> the base that all arms share."""
         self.trainings = 0
         """How often `trained` was asked for something."""
+        self.split = split
         self._file, self._show, self._draw = file, show, draw
         self._texts: list[str] = []
 
@@ -134,39 +140,47 @@ class Lab:
         self.opened[name] = _shared(str(place), self.weights[name])
         return self.opened[name]
 
-    def prompts(self, name: str, n: int | None = None) -> PromptSet:
-        """n prompts (by default `lab.n`) of a set, from the test split, drawn with `lab.seed`."""
-        drawn = self._prompt_set(name, n, "test")
+    def prompts(self, name: str, n: int | None = None, **more: Any) -> PromptSet:
+        """n prompts (by default `lab.n`) of a set, from the test split, drawn with `lab.seed`.
+
+        more: keywords of `prompt_set`, such as kinds=["left of", "right of"].
+        """
+        drawn = self._prompt_set(name, n, self.split, **more)
         self.drawn.append(name)
         self._texts = list(getattr(drawn, "texts", []))
         return drawn
 
-    def validation(self, name: str, n: int | None = None) -> PromptSet:
+    def validation(self, name: str, n: int | None = None, **more: Any) -> PromptSet:
         """The same from the validation split: for whatever is tuned."""
-        return self._prompt_set(name, n, "validation")
+        return self._prompt_set(name, n, "validation", **more)
 
-    def _prompt_set(self, name: str, n: int | None, split: str) -> PromptSet:
+    def _prompt_set(self, name: str, n: int | None, split: str, **more: Any) -> PromptSet:
         if self._draw is None:
             from showtell.measure.prompts import prompt_set
 
             self._draw = prompt_set
-        return self._draw(name, n or self.n, self.seed, split=split)
+        return self._draw(name, n or self.n, self.seed, split=split, **more)
 
     def progress(self, items: Iterable[T], what: str = "") -> Iterator[T]:
         """The items, one after the other, with a progress bar where one is shown."""
         yield from self._show(items, what) if self._show else items
 
-    def trained(self, key: str, make: Callable[..., Any], seed: int = 0, **sizes: Any) -> dict[str, Tensor]:
+    def trained(
+        self, key: str, make: Callable[..., Any], seed: int = 0, *, shared: bool = False, **sizes: Any
+    ) -> dict[str, Tensor]:
         """What make() or make(seed) returns, a state dict or a module, made once and kept.
 
         It is kept by paper, key, seed, sizes and code, under $SHOWTELL_CACHE, and made again where a base that was
-        open then has changed. A `make` that lives outside the paper's file is shared by all papers that name it.
+        open then has changed, and for another `lab.seed`, which draws other prompts. shared: it depends on no prompts,
+        so that every `lab.seed` has it in common. sizes: what else it depends on, such as n=lab.n.
+        A `make` that lives outside the paper's file is shared by all papers that name it.
         """
         from showtell.train import checkpoint
 
         self.trainings += 1
         owner, code = self._owner(make)
-        named = json.dumps([key, seed, sizes], sort_keys=True, default=str)
+        drawn = None if shared else [self.seed, self.split]
+        named = json.dumps([key, seed, sizes, drawn], sort_keys=True, default=str)
         folder = provenance.cache_folder() / "trained" / owner / provenance.digest(named, code)
         try:
             kept = checkpoint.load(folder)
@@ -225,6 +239,12 @@ class Lab:
             raise ShowtellError(f"the curve names {strange}, none of the arms: {', '.join(arms)}")
         called = name or _called(metric)
         return Comparison(dict(arms), metric, expect, control, called, margin, curve, axes, self._texts, trained)
+
+    def compare_by(
+        self, metrics: Iterable[Callable[..., Any]], arms: Mapping[str, Arm], **more: Any
+    ) -> list[Comparison]:
+        """The same arms by several metrics, the first of which is the headline. An arm still runs once per seed."""
+        return [self.compare(arms, metric, **more) for metric in metrics]
 
 
 def as_comparisons(result: Any) -> list[Comparison]:
@@ -286,4 +306,8 @@ def _open(place: str) -> Any:
 
         if family_of(kind) is None and hasattr(diffusers, kind):
             return getattr(diffusers, kind).from_pretrained(place, use_safetensors=True).eval()
-    return showtell.load(place)
+    bridge = showtell.load(place)
+    adapter: Any = getattr(bridge, "adapter", None)
+    if getattr(adapter, "steps", 0) > STEPS:
+        adapter.steps = STEPS
+    return bridge

@@ -71,7 +71,7 @@ def _shelf(shelf: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "",
         f"## {shelf}",
         "",
-        "| paper | verdict | effect | expected | metric | control | base | n x seeds | s |",
+        "| paper | verdict | effect | expected | metric | control | base | n x seeds | CPU s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for paper, row in found:
@@ -84,7 +84,7 @@ def _shelf(shelf: str, rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             row["control"] or "none",
             row["base"] or "none",
             f"{row['n']} x {row['seeds']}",
-            f"{row['seconds']:.0f}",
+            f"{row.get('cpu_seconds', row['seconds']):.0f}",
         ]
         lines.append(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |")
     return lines

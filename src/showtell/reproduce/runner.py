@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,14 @@ JUDGES = ("judge", "judge2")
 
 @dataclass(frozen=True)
 class Settings:
-    """How large an experiment is, and what it draws. fresh: run even what the ledger holds."""
+    """How large an experiment is, and what it draws. fresh: run even what the ledger holds. trial: on validation
+    prompts, to try an experiment out; what comes of it is no result and enters no ledger."""
 
     prompts: int = PROMPTS
     seeds: int = SEEDS
     seed: int = 0
     fresh: bool = False
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class Result:
 @dataclass(frozen=True)
 class Cell:
     """What one arm gave with one seed. scores, second: comparison -> (items,), by either judge; shown: see `picture`;
-    points: what the arm added to its curve; trained: whether it asked for something trained."""
+    points: what the arm added to its curve; trained: whether it asked for something trained. seconds, cpu: wall time
+    and processor time of running and scoring it."""
 
     scores: dict[int, np.ndarray]
     second: dict[int, np.ndarray]
     seconds: float
+    cpu: float
     points: Points
     shown: np.ndarray | None
     trained: bool
@@ -87,12 +91,17 @@ def reproduce(paper: Paper, settings: Settings = Settings(), show: Show | None =
     paper.module()
     code = provenance.code_hash(paper.file)
     wanted = ledger.Wanted(paper.slug, code, settings.prompts, settings.seeds, settings.seed)
-    if not settings.fresh and (row := ledger.held(wanted, (ledger.own(), ledger.published()))) is not None:
+    if (
+        not (settings.fresh or settings.trial)
+        and (row := ledger.held(wanted, (ledger.own(), ledger.published()))) is not None
+    ):
         below = (
             "" if row.get("deep") == provenance.deep_hash(paper.file) else "code below it has changed since; --fresh"
         )
         return Result(row, new=False, note=below)
-    lab = Lab(paper.slug, paper.file, n=settings.prompts, seed=settings.seed, seeds=settings.seeds, show=show)
+    split = "validation" if settings.trial else "test"
+    size: dict[str, Any] = {"n": settings.prompts, "seed": settings.seed, "seeds": settings.seeds}
+    lab = Lab(paper.slug, paper.file, **size, show=show, split=split)
     try:
         return measured(paper, paper.module().experiment, lab, code)
     except MissingBase as error:
@@ -104,7 +113,7 @@ def record(result: Result, publish: bool = False) -> Result:
 
     Published pictures are small, and the newest takes the place of the one before.
     """
-    if result.row["verdict"] in (NOT_RUNNABLE, FAILED):
+    if result.row["verdict"] in (NOT_RUNNABLE, FAILED) or result.row.get("split") == "validation":
         return result
     if not publish:
         if result.new:
@@ -126,7 +135,9 @@ def record(result: Result, publish: bool = False) -> Result:
 
 def measured(paper: Paper, experiment: Callable[[Lab], Any], lab: Lab, code: str) -> Result:
     """Runs every arm with every seed, as far as no earlier run did, and judges."""
+    clock = _Clock()
     comparisons = as_comparisons(experiment(lab))
+    before = clock.read()  # what is mined or trained before the arms run
     store = _Store(lab, provenance.deep_hash(paper.file))
     works = _plan(comparisons)
     tasks = [(work, seed) for seed in lab.seeds for work in works]
@@ -135,10 +146,21 @@ def measured(paper: Paper, experiment: Callable[[Lab], Any], lab: Lab, code: str
         cell = store.cell(comparisons, work, seed)
         cells |= {(number, name, seed): cell for number, name in work.users}
     judged = [_judged(number, one, lab.seeds, cells) for number, one in enumerate(comparisons)]
-    seconds = sum(cells[*work.users[0], seed].seconds for work, seed in tasks)
-    row = _row(paper, lab, code, store.deep, comparisons, judged, seconds)
+    ran = [cells[*work.users[0], seed] for work, seed in tasks]
+    spent = before[0] + sum(cell.seconds for cell in ran), before[1] + sum(cell.cpu for cell in ran)
+    row = _row(paper, lab, code, store.deep, comparisons, judged, spent)
     pictures = _pictures(paper.slug, row, comparisons, lab.seeds, cells)
     return Result({**row, "pictures": list(pictures)}, pictures)
+
+
+class _Clock:
+    """Wall time and processor time of this process since it was made; the latter leaves out what others compute."""
+
+    def __init__(self) -> None:
+        self.start = perf_counter(), process_time()
+
+    def read(self) -> tuple[float, float]:
+        return perf_counter() - self.start[0], process_time() - self.start[1]
 
 
 @dataclass(frozen=True)
@@ -170,7 +192,7 @@ class _Store:
 
         self.lab, self.deep = lab, deep
         # Arms may see lab.n and the base seed; another torch may draw other noise.
-        kind = provenance.digest(deep, str(lab.n), str(lab.seed), torch.__version__)
+        kind = provenance.digest(deep, str(lab.n), str(lab.seed), lab.split, torch.__version__)
         self.folder = provenance.cache_folder() / "cells" / lab.paper / kind
 
     def cell(self, comparisons: Sequence[Comparison], work: _Work, seed: int) -> Cell:
@@ -186,14 +208,17 @@ class _Store:
         marks = _fingerprint(self.lab)
         trainings = self.lab.trainings
         _same_draws(seed)
-        start = perf_counter()
+        clock = _Clock()
         output = work.arm(seed)
-        seconds = perf_counter() - start
         _unharmed(marks, _fingerprint(self.lab), name)
+        scores = {i: _scores(comparisons[i], output, name) for i in numbers}
+        twice = {i: _scores(comparisons[i], output, name, "second") for i in numbers if comparisons[i].judged_twice}
+        seconds, cpu = clock.read()
         cell = Cell(
-            scores={i: _scores(comparisons[i], output, name) for i in numbers},
-            second={i: _scores(comparisons[i], output, name, "second") for i in numbers if comparisons[i].judged_twice},
+            scores=scores,
+            second=twice,
             seconds=seconds,
+            cpu=cpu,
             points=[(float(x), float(y)) for x, y in (lines[0][before:] if lines else ())],
             shown=picture.shown(_images(comparisons[work.users[0][0]], output)) if seed == self.lab.seeds[0] else None,
             trained=self.lab.trainings > trainings,
@@ -287,7 +312,13 @@ def _write_cell(path: Path, cell: Cell, weights: Mapping[str, str]) -> None:
     if cell.shown is not None:
         arrays["shown"] = cell.shown
     about = json.dumps(
-        {"seconds": cell.seconds, "points": cell.points, "trained": cell.trained, "weights": dict(weights)}
+        {
+            "seconds": cell.seconds,
+            "cpu": cell.cpu,
+            "points": cell.points,
+            "trained": cell.trained,
+            "weights": dict(weights),
+        }
     )
     buffer = io.BytesIO()
     np.savez_compressed(buffer, about=np.array(about), **arrays)  # type: ignore[arg-type]
@@ -309,6 +340,7 @@ def _read_cell(path: Path) -> Cell | None:
         scores={int(name[6:]): values for name, values in named.items() if name.startswith("scores")},
         second={int(name[6:]): values for name, values in named.items() if name.startswith("second")},
         seconds=about["seconds"],
+        cpu=about["cpu"],
         points=[(x, y) for x, y in about["points"]],
         shown=named.get("shown"),
         trained=about["trained"],
@@ -356,8 +388,9 @@ def _row(
     deep: str,
     comparisons: Sequence[Comparison],
     judged: Sequence[_Judged],
-    seconds: float,
+    spent: tuple[float, float],
 ) -> dict[str, Any]:
+    """spent: wall time and processor time."""
     import torch
 
     parts = [_part(comparison, one) for comparison, one in zip(comparisons, judged)]
@@ -369,13 +402,15 @@ def _row(
         "verdict": overall,
         "n": judged[0].items,
         "seeds": len(lab.seeds),
-        "seconds": round(seconds, 2),
+        "seconds": round(spent[0], 2),
+        "cpu_seconds": round(spent[1], 2),
         "base": ", ".join(lab.weights) or None,
         "reason": next(part["reason"] for part in parts if part["verdict"] == overall),
         "also": parts[1:],
         "seed": lab.seed,
         "prompts": lab.n,
         "sets": list(dict.fromkeys(lab.drawn)),
+        "split": lab.split,
         "code": code,
         "deep": deep,
         "rules": RULES,

@@ -109,7 +109,7 @@ def study(lab: Lab, base: str, task: str) -> list[Comparison]:
         check = partial(getattr(mined, METRICS[task]), judge="second")
         return {"right": torch.tensor(mine(bridge, mined.texts, lab.progress(SEEDS, "mining"), check))}
 
-    right = lab.trained(f"mining {task} on {base}", mining, draw=lab.seed)["right"].numpy()
+    right = lab.trained(f"mining {task} on {base}", mining)["right"].numpy()
     found = reliability(right, [group_of(scene) for scene in mined.scenes])
     shuffled = {group: np.random.default_rng(0).permutation(share) for group, share in found.items()}
     lists = {
@@ -134,7 +134,7 @@ def study(lab: Lab, base: str, task: str) -> list[Comparison]:
 
         def arm(seed: int) -> Any:
             copy = lab.base(base, fresh=True)
-            weights = lab.trained(f"{name} {task} on {base}", make, seed, draw=lab.seed)
+            weights = lab.trained(f"{name} {task} on {base}", make, seed)
             copy.adapter.denoiser.load_state_dict(weights, strict=False)
             return copy.generate(test.texts, seed=seed)
 

@@ -144,7 +144,7 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     def start() -> Any:
         bridge = lab.base("unet", fresh=True)
-        bridge.adapter.denoiser.load_state_dict(lab.trained("skewed", skewed, steps=SKEWING))
+        bridge.adapter.denoiser.load_state_dict(lab.trained("skewed", skewed, shared=True, steps=SKEWING))
         return bridge
 
     def both(seed: int) -> Sides:
