@@ -9,7 +9,7 @@ import torch
 
 from showtell.errors import ShowtellError
 from showtell.steer.blend import BlendLatents, blended
-from showtell.steer.inversion import EditFriendlyInversion, Inversion
+from showtell.steer.inversion import EditFriendlyInversion, Inversion, SDEdit
 from showtell.steer.noise import seeded_noise
 from steering import FAMILIES, PROMPTS, sampled
 
@@ -102,3 +102,13 @@ def test_blending_by_hand_and_refused() -> None:
         sampled("sd", BlendLatents(torch.zeros(1, 4, 4, 4), (0, 0, 1, 1)))
     with pytest.raises(ShowtellError, match="mask"):
         sampled("sd", BlendLatents(CLEAN, [(0, 0, 1, 1)]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sdedit_keeps_the_more_the_later_it_begins(name: str) -> None:
+    plain = sampled(name, num_inference_steps=8, **UNGUIDED)
+    far = [error(sampled(name, SDEdit(CLEAN, s), num_inference_steps=8, **UNGUIDED)) for s in (0.0, 0.25, 0.75)]
+    assert far[0] < 1e-5 < far[1] < far[2] < error(plain)
+    assert torch.equal(sampled(name, SDEdit(CLEAN, 1.0), num_inference_steps=8, **UNGUIDED), plain)
+    with pytest.raises(ShowtellError, match="strength"):
+        SDEdit(CLEAN, 1.5)

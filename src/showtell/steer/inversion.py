@@ -121,6 +121,29 @@ class EditFriendlyInversion(Technique):
         return ddpm_mean(run, run.step, before, predicted) + state.residuals[run.step]
 
 
+class SDEdit(Technique):
+    """Sampling begins in the middle, from clean latents with noise (SDEdit, arXiv 2108.01073).
+
+    latents: clean ones, (n, ...). strength: share of the steps that are taken, in [0, 1]: 0 gives the input back, 1
+    ignores it. The steps before are evaluated too and have no effect, so schedulers must not look back (DDIM, Euler).
+    """
+
+    def __init__(self, latents: torch.Tensor, strength: float = 0.6) -> None:
+        if not 0 <= strength <= 1:
+            raise ShowtellError(f"strength={strength}: use a number from 0 to 1.")
+        self.clean, self.strength = latents, strength
+
+    def start(self, run: Any, latents: torch.Tensor) -> None:
+        state = run.state(self)
+        state.clean, state.noise = _clean(self.clean, latents), latents / getattr(run.scheduler, "init_noise_sigma", 1.0)
+        state.first = len(run.timesteps) - round(self.strength * len(run.timesteps))
+
+    def latents(self, run: Any, latents: torch.Tensor) -> torch.Tensor | None:
+        state = run.state(self)
+        # After step i latents have the level of timestep i + 1, or are clean.
+        return run.add_noise(state.clean, state.noise) if run.step + 1 == state.first else None
+
+
 def ddpm_mean(run: Any, index: int, latents: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
     """The mean of the DDPM step from timestep `index` (arXiv 2010.02502, eq. 12 with eta 1) for any prediction."""
     (alpha, sigma), (alpha_next, sigma_next) = levels(run)[index : index + 2]

@@ -1,0 +1,195 @@
+"""InstructPix2Pix: Learning to Follow Image Editing Instructions. Brooks, Holynski, Efros, 2022, arXiv 2211.09800
+
+An editor that is told what to change learns from pictures that nobody took: a language model writes an instruction and
+the caption after it, a text-to-image model draws both captions with shared attention, and CLIP keeps the pairs in which
+the pictures changed as the captions did. The generator then learns to draw the second from the first.
+
+Faithful: candidates with attention shared for a random part of the sampling, p in [0.1, 0.9]; the three thresholds, the
+rank by directional similarity, at most 4 a caption; a UNet with channels for the picture that begin at zero; dropping
+picture, words and both from 5 % of the rows each. Guidance by picture and by words is the bridge's own. Ours: p is
+drawn for a round of candidates instead of for each. Scaled down: the grammar writes the edits, the miniature UNet draws
+two candidates each, its CLIP ranks them without thresholds (its cosines lie elsewhere), training is short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from showtell import language
+from showtell.bridges.base import Run, Technique
+from showtell.bridges.loading import load
+from showtell.bridges.stable_diffusion import with_extra
+from showtell.language import LanguageModel
+from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.likeness import clip_score, directional_likeness, image_likeness
+from showtell.steer.inversion import SDEdit
+from showtell.steer.maps import places
+from showtell.steer.sharing import ShareAttention
+from showtell.train.dropping import dropped
+from showtell.train.networks import widened
+from showtell.train.noising import Noising
+from showtell.train.samples import latents_of, paired, training_scenes
+from showtell.train.trainer import fit
+from showtell.world.edits import KINDS
+
+EXAMPLE = """
+import showtell
+from showtell.papers.edit.instruct_pix2pix import best, candidates, editor_of, edits_of, train_editor
+
+bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
+clip = showtell.load("openai/clip-vit-base-patch32")
+edits = edits_of(["a red ring left of a blue star", "two green squares"])  # lm="openai:gpt-4o-mini" for any captions
+triples = best(candidates(bridge, edits, rounds=4), clip)                  # of 100 rounds in the paper
+editor = editor_of(bridge)
+train_editor(editor, triples, steps=2, batch_size=2)
+[image] = editor.edit(bridge.generate("a red ring", seed=0), "make the ring green", seed=0)
+"""
+
+
+@dataclass(frozen=True)
+class Triple:
+    """An instruction, the captions before and after it, and pictures of both."""
+
+    caption: str
+    instruction: str
+    edited: str
+    before: Any = None
+    after: Any = None
+
+
+def edits_of(captions: Sequence[str], lm: LanguageModel | str | None = None, seed: int = 0) -> list[Triple]:
+    """An edit of every caption of which the language model knows one, without pictures."""
+    model, found = language.load(lm), []
+    for i, caption in enumerate(captions):
+        if made := [one for one in model.alter(caption, 1, seed + i, KINDS) if one.instruction]:
+            found.append(Triple(caption, made[0].instruction, made[0].text))
+    return found
+
+
+def candidates(bridge: Any, edits: Sequence[Triple], rounds: int = 100, seed: int = 0, **call: Any) -> list[Triple]:
+    """Every edit with pictures, `rounds` times, edit by edit. call: keywords of `generate`.
+
+    Both pictures begin with one noise, and the second attends as the first does in the first part of the sampling.
+    """
+    texts, rng = [[one.caption for one in edits], [one.edited for one in edits]], np.random.default_rng(seed)
+    count, drawn = len(edits), []
+    for number in range(rounds):
+        share = float(rng.uniform(0.1, 0.9))
+        shared = ShareAttention([*range(count)] * 2, "qk", places(("self", "cross", "joint")), (0, share))
+        seeds = [(seed * rounds + number) * count + i for i in range(count)]
+        images = bridge.generate([*texts[0], *texts[1]], using=[shared], seed=seeds * 2, **call)
+        drawn.append([images[i : i + count] for i in (0, count)])
+    return [
+        Triple(one.caption, one.instruction, one.edited, made[0][i], made[1][i])
+        for i, one in enumerate(edits)
+        for made in drawn
+    ]
+
+
+def best(
+    found: Sequence[Triple], clip: Any, alike: float = 0.75, told: float = 0.2, direction: float = 0.2, most: int = 4
+) -> list[Triple]:
+    """Those of which a CLIP bridge says enough: cosines of the two pictures, of each with its caption, and of the
+    change of the pictures with that of the captions; by the last, best first, at most `most` of one edit."""
+    before, after = [one.before for one in found], [one.after for one in found]
+    captions, edited = [one.caption for one in found], [one.edited for one in found]
+    way = np.nan_to_num(directional_likeness(clip, before, after, captions, edited), nan=-1.0)  # nothing has changed
+    fits = np.minimum(clip_score(clip, before, captions, 1.0), clip_score(clip, after, edited, 1.0))
+    good = (image_likeness(clip, before, after) >= alike) & (fits >= told) & (way >= direction)
+    kept: list[Triple] = []
+    for i in np.argsort(-way, kind="stable"):
+        same = sum((one.caption, one.instruction) == (found[i].caption, found[i].instruction) for one in kept)
+        if good[i] and same < most:
+            kept.append(found[i])
+    return kept
+
+
+def editor_of(bridge: Any) -> Any:
+    """A bridge that edits, from one that generates: Stable Diffusion or SDXL, blind to the picture until trained."""
+    import diffusers
+
+    parts = {name: part for name, part in bridge.pipeline.components.items() if name != "image_encoder"}
+    parts["unet"] = widened(bridge.adapter.denoiser, 2 * bridge.adapter.denoiser.config.in_channels)
+    if "text_encoder_2" in parts:
+        names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+        return load(diffusers.StableDiffusionXLInstructPix2PixPipeline(**{name: parts[name] for name in names}))
+    return load(diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False))
+
+
+def train_editor(
+    editor: Any, triples: Sequence[Triple], steps: int = 10_000, batch_size: int = 32, lr: float = 1e-4, seed: int = 0,
+    **options: Any,
+) -> Any:  # fmt: skip
+    """Trains the editor's UNet in place to draw what comes after from what was before and the instruction; the UNet.
+
+    options: as for `Noising`.
+    """
+    noising = Noising(editor, image=[one.before for one in triples], **options)
+    with torch.no_grad():
+        texts, empty = noising.text([one.instruction for one in triples]), editor.encode([""])
+
+    def loss(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict]:
+        text = dropped(texts.rows(batch["row"].long()), empty, "channels", generator)
+        error = noising.loss(noising.noised(batch["latents"], generator), text)
+        return error, {"mse": error.detach()}
+
+    unet, data = editor.adapter.denoiser, paired(latents_of(editor, [one.after for one in triples]), batch_size)
+    fit(unet, loss, data, steps=steps, lr=lr, precision="no", seed=seed, progress=False)
+    return unet.eval().requires_grad_(False)
+
+
+class NotShown(Technique):
+    """The control: the editor sees no picture."""
+
+    def start(self, run: Run, latents: Tensor) -> None:
+        run.text = with_extra(run.text, "channels", torch.zeros_like(run.text.extra["channels"]))
+
+
+CAPTIONS, ROUNDS, KEPT, STEPS, BATCH, SAMPLING = 192, 2, 96, 400, 16, 10
+
+
+def experiment(lab: Lab) -> Comparison:
+    base, clip, prompts = lab.base("unet"), lab.base("clip"), lab.prompts("edits")
+    edits = edits_of([scene.caption() for scene in training_scenes(CAPTIONS, lab.seed)], seed=lab.seed)
+    short = {"num_inference_steps": SAMPLING}
+
+    def pictures() -> dict[str, Tensor]:
+        found = candidates(base, edits, ROUNDS, lab.seed, **short)
+        pixels = [np.stack([np.asarray(getattr(one, side)) for one in found]) for side in ("before", "after")]
+        return {side: torch.from_numpy(each) for side, each in zip(("before", "after"), pixels, strict=True)}
+
+    def trained(name: str) -> Any:
+        drawn = lab.trained("pictures", pictures, rounds=ROUNDS, captions=CAPTIONS, sampling=SAMPLING)
+        found = [Triple(one.caption, one.instruction, one.edited, drawn["before"][i].numpy(), drawn["after"][i].numpy())
+                 for i, one in enumerate(one for one in edits for _ in range(ROUNDS))]  # fmt: skip
+        kept = best(found, clip, -1, -1, -1, most=1) if name == "filtered" else found[::ROUNDS]
+        return train_editor(editor_of(base), kept[:KEPT], STEPS, BATCH, lr=5e-4)
+
+    def edited(name: str, seed: int, using: Sequence[Technique] = ()) -> list[Any]:
+        editor = editor_of(base)
+        editor.adapter.denoiser.load_state_dict(lab.trained(name, partial(trained, name), steps=STEPS, kept=KEPT))
+        return editor.edit(prompts.sources, prompts.texts, using=using, seed=seed, **short)
+
+    def sdedit(seed: int) -> list[Any]:
+        return base.generate(prompts.plain, using=[SDEdit(latents_of(base, prompts.sources))], seed=seed, **short)
+
+    def success(images: Any, judge: str = "first") -> np.ndarray:
+        """Success of the edit times what is kept of the pixels elsewhere; where all may change, success alone."""
+        kept = prompts.kept_pixels(images)
+        return prompts.success(images, judge=judge) * np.where(np.isnan(kept), 1.0, kept)
+
+    arms: dict[str, Any] = {
+        "instruct_pix2pix": partial(edited, "filtered"),
+        "sdedit": sdedit,
+        "unfiltered": partial(edited, "unfiltered"),
+        "picture not shown": partial(edited, "filtered", using=[NotShown()]),
+    }
+    expect = "instruct_pix2pix > sdedit, instruct_pix2pix > unfiltered"
+    return lab.compare(arms, metric=success, expect=expect, control="picture not shown")
