@@ -71,7 +71,7 @@ def spin(
     return bridge.adapter.denoiser
 
 
-IMAGES, ITERATIONS, STEPS, BATCH, RATE, SAMPLING = 128, 2, 50, 8, 2e-5, 10
+IMAGES, ITERATIONS, STEPS, BATCH, RATE, SAMPLING = 128, 2, 50, 8, 1e-5, 10
 
 
 def experiment(lab: Lab) -> list[Comparison]:
