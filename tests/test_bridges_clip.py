@@ -75,6 +75,20 @@ def test_a_vector_does_not_depend_on_its_batch(folder: Path) -> None:
     assert (bridge.embed(pixels(), batch_size=2) - bridge.embed(pixels())).abs().max() < 1e-5
 
 
+def test_pixels_with_gradients(folder: Path) -> None:
+    """The same vectors as of pictures that need no resizing; a step up the slope brings an image nearer to a text."""
+    bridge: Any = showtell.load(folder)
+    side = bridge.model.config.vision_config.image_size
+    shown = np.random.default_rng(1).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    values = (torch.from_numpy(shown).permute(0, 3, 1, 2) / 255).requires_grad_()
+    found, text = bridge.embed_pixels(values), bridge.embed(texts=TEXTS[0])
+    assert (found - bridge.embed(shown)).abs().max() < 1e-4
+    [slope] = torch.autograd.grad((found @ text.T).sum(), values)
+    moved = values.detach() + 1e-3 * slope / slope.abs().max()
+    assert (bridge.embed_pixels(moved) @ text.T).sum() > (found @ text.T).sum()
+    assert bridge.embed_pixels(torch.rand(1, 3, 50, 40)).shape == (1, found.shape[1])
+
+
 def test_words_and_what_is_cut(folder: Path) -> None:
     bridge: Any = showtell.load(folder)
     words = bridge.words("a red hundred ring")

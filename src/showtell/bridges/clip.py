@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from ..errors import ShowtellError
 from .base import Bridge, as_list
@@ -48,6 +48,20 @@ class ClipBridge(Bridge):
         encode = self._images if texts is None else self._texts
         parts = [encode(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
         return normalize(torch.cat(parts).float(), dim=-1)
+
+    def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Unit vectors, (n, d), of pixels (n, 3, height, width) in [0, 1], with gradients to the pixels.
+
+        They are resized to the encoder's square by interpolation, so they are the vectors of `embed` only nearly.
+        """
+        processor, side = self.processor.image_processor, self.model.config.vision_config.image_size
+        if pixels.shape[-2:] != (side, side):
+            pixels = interpolate(pixels, (side, side), mode="bicubic", antialias=True)
+        mean, deviation = (
+            torch.tensor(x).to(pixels).view(3, 1, 1) for x in (processor.image_mean, processor.image_std)
+        )
+        seen = ((pixels - mean) / deviation).to(self.model.device, self.model.dtype)
+        return normalize(_pooled(self.model.get_image_features(pixel_values=seen)).float(), dim=-1)
 
     def words(self, prompt: str, **options: Any) -> Words:
         """Which tokens of the text encoder stand for which word."""
