@@ -12,7 +12,7 @@ import torch
 
 import showtell
 import tiny
-from bridge_family import ONE, PAIR, THREE, shared
+from bridge_family import ONE, PAIR, THREE, fresh, shared
 from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
 from test_bridges_attention import IDENTITIES, At
@@ -230,7 +230,8 @@ def test_words() -> None:
 @pytest.mark.parametrize(
     "bad, message",
     [
-        ({"height": 30}, "must be multiples of 8"),
+        ({"height": 30}, "must be multiples of 8 for this model, got 30x32; the nearest are 32x32"),
+        ({"guidance_scale": float("inf")}, "guidance_scale=inf: use a finite number"),
         ({"latents": torch.zeros(1, 4, 4)}, r"this call needs \(1, 8, 8\)"),
         ({"num_inference_steps": 0}, "use 1 or more"),
         ({"output_type": "jpeg"}, "use one of pil"),
@@ -241,3 +242,11 @@ def test_words() -> None:
 def test_bad_calls(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ShowtellError, match=message):
         made(ONE, **bad)
+
+
+def test_broken_weights_are_said() -> None:
+    broken = fresh(pipeline)
+    with torch.no_grad():
+        next(iter(broken.transformer.parameters())).fill_(torch.nan)
+    with pytest.raises(ShowtellError, match="the logits became NaN at step 0"):
+        showtell.load(broken).generate("a dog", **CALL)

@@ -59,6 +59,6 @@ class TestChameleon(TellTests):
     def test_no_images_and_why(self) -> None:
         with pytest.raises(UnsupportedError, match=r"Chameleon cannot generate .*answer, attend, caption") as caught:
             bridge().generate("a red ring")
-        named = str(caught.value).rstrip(".").split("Bridges that can: ")[1].split(", ")
+        named = str(caught.value).rstrip(".").split("Bridges that can: ")[1].split("; ")
         assert {"Janus", "Emu3", "Stable Diffusion XL"} <= set(named) and "Chameleon" not in named
         assert "Chameleon: the library reads its image tokens and has no decoder" in table()

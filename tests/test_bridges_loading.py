@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 import showtell
 import tiny
@@ -68,6 +69,27 @@ def test_unknown_hub_id_while_offline() -> None:
         showtell.load("nobody/nothing")
 
 
+def test_without_a_connection_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's client alone would try again for a minute, with a warning each time."""
+    import huggingface_hub
+
+    asked: list[Any] = []
+
+    def probe(url: str, **more: Any) -> None:
+        asked.append(url)
+        raise ConnectionError("Name or service not known\nsecond line")
+
+    def download(name: str, file: str, local_files_only: bool = False, **more: Any) -> str:
+        assert local_files_only, "nothing is asked for again once there is no connection"
+        raise LocalEntryNotFoundError(f"{file} is not here")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", probe)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(ShowtellError, match=r"cannot be reached \(Name or service not known\) or has no") as caught:
+        showtell.load("nobody/nothing")
+    assert len(asked) == 1 and "\n" not in str(caught.value)
+
+
 def test_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(ShowtellError, match=r"there is no folder .*a hub id would look like owner/name"):
         showtell.load(tmp_path / "missing")
@@ -118,10 +140,15 @@ def test_unsupported_architecture(copy: Path, tmp_path: Path) -> None:
         showtell.load(copy)
     with pytest.raises(ShowtellError, match="cannot load dict"):
         showtell.load({})
+    with pytest.raises(ShowtellError, match="unet is a UNet2DConditionModel, one part of a pipeline; give the folder"):
+        showtell.load(copy / "unet")
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
     with pytest.raises(ShowtellError, match="is a BertModel, which no bridge is written for"):
+        showtell.load(other)
+    (other / "config.json").write_text("{}")
+    with pytest.raises(ShowtellError, match="is a model of an unknown kind, which no bridge is written for"):
         showtell.load(other)
 
 
@@ -146,6 +173,7 @@ BAD = [
     ({"latents": torch.full((1, 4, 8, 8), torch.nan)}, "NaN or infinite"),
     ({"num_frames": 8}, "single images"),
     ({"num_inference_steps": 0}, "use 1 or more"),
+    ({"guidance_scale": float("nan")}, "guidance_scale=nan: use a finite number"),
     ({"output_type": "jpeg"}, "use one of pil, np, pt, latent"),
     ({"guidance": 3}, "does not take guidance; further keywords: batch_size"),
     ({"negative_prompt": ["a", "b"]}, "negative_prompt: got 2 for 1 inputs"),

@@ -14,6 +14,7 @@ import torch
 from ..errors import ShowtellError
 from .base import Text
 from .decoding import Decoder, DecodingBridge, TokenRun
+from .diffusion import check_size
 from .layout import Grid, TokenLayout, attention_calls, halvings
 from .words import Piece, warn_of_cut
 
@@ -38,10 +39,7 @@ class Amused(Decoder):
         own = self.pipeline.transformer.config.sample_size * factor
         multiple = factor * (2 if self.pipeline.transformer.config.downsample else 1)
         height, width = height or own, width or own
-        if height % multiple or width % multiple or height < 1 or width < 1:
-            raise ShowtellError(
-                f"height and width must be multiples of {multiple} for this model, got {height}x{width}."
-            )
+        check_size(height, width, multiple)
         return height // factor, width // factor
 
     def encode(self, prompts: Sequence[str], grid: Grid) -> Text:

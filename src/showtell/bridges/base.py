@@ -407,7 +407,7 @@ class Bridge:
         """The error for an ability that this bridge lacks, naming families that have it."""
         from .families import offering
 
-        others = ", ".join(offering(ability)) or "none of the installed families"
+        others = "; ".join(offering(ability)) or "none of the installed families"
         offers = ", ".join(sorted(self.can)) or "nothing"
         return UnsupportedError(
             f"{self.name} cannot {ability} ({ABILITIES.get(ability, ability)}); it offers: {offers}. "

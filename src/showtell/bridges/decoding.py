@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import ShowtellError, UnsupportedError
 from .attention import observe
 from .base import Bridge, Run, Technique, Text, apply_hooks, overriding
-from .diffusion import _generators, _negatives, _texts
+from .diffusion import _generators, _negatives, _texts, check_scale
 from .layout import Grid, Place
 from .words import Piece, Words, find_words
 
@@ -140,6 +140,11 @@ def decode(run: TokenRun, decoder: Decoder, branches: dict[str, Text], steps: in
         if run.unconditional is not None and run.guidance != 1:
             logits = decoder.guide(run, run.conditional, run.unconditional)
         logits = apply_hooks(run, "logits", decoder.allowed(run, logits))
+        if bool(logits.isnan().any()):
+            raise ShowtellError(
+                f"the logits became NaN at step {step}; use float32 or bfloat16 weights, a smaller guidance_scale, "
+                "or check the techniques in use."
+            )
         chosen = apply_hooks(run, "tokens", decoder.choose(run, logits))
         decoder.keep(run, chosen)
     return run.tokens
@@ -175,6 +180,7 @@ class DecodingBridge(Bridge):
         Further keywords: `decoder.options`, batch_size, num_images_per_prompt.
         """
         self._check(more, output_type, num_inference_steps, num_frames)
+        check_scale(guidance_scale)
         copies, size = more.pop("num_images_per_prompt", None) or 1, more.pop("batch_size", None)
         texts = [text for text in _texts(prompts, "prompts") for _ in range(copies)]
         negatives = None

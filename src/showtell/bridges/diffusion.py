@@ -5,6 +5,7 @@ rest.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ class DiffusionBridge(Bridge):
         size = more.pop("batch_size", None)
         texts = _texts(prompts, "prompts")
         each = self._per_sample(more, len(texts), copies)
-        self._check(more, settings.output_type, settings.steps)
+        self._check(more, settings)
         negatives = _repeat(None if settings.negative is None else _negatives(settings.negative, len(texts)), copies)
         texts = [text for text in texts for _ in range(copies)]
         generators = _generators(settings.seed, settings.generator, len(texts))
@@ -241,24 +242,19 @@ class DiffusionBridge(Bridge):
 
     def _size(self, height: int | None, width: int | None, options: dict[str, Any] | None = None) -> tuple[int, int]:
         height, width = self.adapter.size(height, width, **(options or {}))
-        multiple = self.adapter.multiple
-        if height % multiple or width % multiple or height <= 0 or width <= 0:
-            near = tuple(max(multiple, round(side / multiple) * multiple) for side in (height, width))
-            raise ShowtellError(
-                f"height and width must be multiples of {multiple} for this model, got {height}x{width}; "
-                f"the nearest are {near[0]}x{near[1]}."
-            )
+        check_size(height, width, self.adapter.multiple)
         return int(height), int(width)
 
-    def _check(self, more: dict[str, Any], output_type: str, steps: int | None) -> None:
+    def _check(self, more: dict[str, Any], settings: _Settings) -> None:
         unknown = sorted(set(more) - self.adapter.options - set(_OWN_OPTIONS))
         if unknown:
             known = ", ".join(sorted(self.adapter.options | set(_OWN_OPTIONS)))
             raise UnsupportedError(f"{self.name} does not take {', '.join(unknown)}; further keywords: {known}.")
-        if output_type not in OUTPUTS:
-            raise ShowtellError(f"output_type={output_type!r}: use one of {', '.join(OUTPUTS)}.")
-        if steps is not None and steps < 1:
-            raise ShowtellError(f"num_inference_steps={steps}: use 1 or more.")
+        if settings.output_type not in OUTPUTS:
+            raise ShowtellError(f"output_type={settings.output_type!r}: use one of {', '.join(OUTPUTS)}.")
+        if settings.steps is not None and settings.steps < 1:
+            raise ShowtellError(f"num_inference_steps={settings.steps}: use 1 or more.")
+        check_scale(settings.scale)
 
 
 @dataclass(frozen=True)
@@ -297,6 +293,22 @@ class _Progress(Technique):
 
     def latents(self, run: Any, latents: torch.Tensor) -> None:
         self.bar.update()
+
+
+def check_scale(scale: float | None) -> None:
+    """Raises ShowtellError for a guidance scale that is no finite number."""
+    if scale is not None and not math.isfinite(scale):
+        raise ShowtellError(f"guidance_scale={scale}: use a finite number, 1 for none.")
+
+
+def check_size(height: int, width: int, multiple: int) -> None:
+    """Raises ShowtellError, with the nearest size, where a side is no multiple."""
+    if height % multiple or width % multiple or height <= 0 or width <= 0:
+        near = tuple(max(multiple, round(side / multiple) * multiple) for side in (height, width))
+        raise ShowtellError(
+            f"height and width must be multiples of {multiple} for this model, got {height}x{width}; "
+            f"the nearest are {near[0]}x{near[1]}."
+        )
 
 
 def _texts(prompts: Any, what: str) -> list[str]:

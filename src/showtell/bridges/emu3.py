@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from ..errors import ShowtellError
 from .base import Text
 from .decoding import CausalDecoder, DecodingBridge, TokenRun
+from .diffusion import check_size
 from .layout import Grid
 from .models import load_model
 from .telling import Teller
@@ -37,8 +37,7 @@ class Emu3(CausalDecoder):
         if not height or not width:
             own = round((self.processor.image_area) ** 0.5 / factor) * factor
             height, width = height or own, width or own
-        if height % factor or width % factor or height < 1 or width < 1:
-            raise ShowtellError(f"height and width must be multiples of {factor} for this model, got {height}x{width}.")
+        check_size(height, width, factor)
         return height // factor, width // factor
 
     def negative(self, run: TokenRun) -> Text:

@@ -44,7 +44,12 @@ def load(source: Any = None, device: Any = None, dtype: Any = None, *, processor
     if "_class_name" in config and "_diffusers_version" in config and config["kind"] == "pipeline":
         family = _known(config["_class_name"], str(source))
         return _bridge(family, _pipeline(folder, family, config, dtype, more), device)
-    names = config.get("architectures") or [config.get("model_type", "unknown")]
+    if "_class_name" in config and config["kind"] == "model":
+        raise ShowtellError(
+            f"{source} is a {config['_class_name']}, one part of a pipeline; give the folder that holds the "
+            "pipeline's model_index.json."
+        )
+    names = config.get("architectures") or [config.get("model_type", "model of an unknown kind")]
     family = _known(names[0], str(source))
     target = _target(family)
     if not _of_transformers(target):
@@ -173,27 +178,39 @@ def _describe(source: str, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _from_hub(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
+    why = ""
     for file, kind in (("model_index.json", "pipeline"), ("config.json", "model")):
         try:
-            return {**_read(Path(hf_hub_download(name, file, **options))), "kind": kind}
-        except LocalEntryNotFoundError:
-            # Offline, and this file was never downloaded; the other kind of model may have been.
+            given = {**options, "local_files_only": True} if why else options
+            return {**_read(_downloaded(name, file, given)), "kind": kind}
+        except ShowtellError:
+            raise
+        except EntryNotFoundError:  # also where it was never downloaded; the other kind of model may have been
             continue
-        except EntryNotFoundError:
-            continue
+        except RevisionNotFoundError:
+            raise ShowtellError(f"the hub's {name} has no revision {options.get('revision')!r}.") from None
         except RepositoryNotFoundError:
             raise ShowtellError(f"the hub has no model {name} (or it is private: log in first).") from None
-        except Exception as error:
-            raise ShowtellError(
-                f"cannot reach the hub for {name}: {_first_line(error)}; give a local folder."
-            ) from error
+        except Exception as error:  # no connection, no name service, offline mode, a proxy, ...
+            why = f" ({_first_line(error).rstrip('.')})"
     raise ShowtellError(
-        f"{name} is not a local folder, and the hub cannot be reached or has no model_index.json "
+        f"{name} is not a local folder, and the hub cannot be reached{why} or has no model_index.json "
         "or config.json for it; download it first or give a local folder."
     )
+
+
+def _downloaded(name: str, file: str, options: dict[str, Any]) -> Path:
+    """A small file of the hub. Without a connection it fails at once where `hf_hub_download` alone would try again,
+    with a warning each time, for a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+    kept = isinstance(try_to_load_from_cache(name, file, **where), str)
+    if not kept and not options.get("local_files_only"):
+        get_hf_file_metadata(hf_hub_url(name, file, revision=options.get("revision")), token=options.get("token"))
+    return Path(hf_hub_download(name, file, **options))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -214,7 +231,7 @@ def _known(class_name: str, source: str) -> Family:
 
 
 def _listing() -> str:
-    return "supported: " + ", ".join(family.name for family in FAMILIES) + "."
+    return "supported: " + "; ".join(family.name for family in FAMILIES) + "."
 
 
 def _target(family: Family) -> Any:
