@@ -17,10 +17,23 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 def add_lora(bridge: Any, name: str, rank: int = 8, layers: Collection[str] = ATTENTION) -> None:
     """A new LoRA in the bridge's denoiser, which is then the one in use; it changes nothing yet."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
+    # Not `denoiser.add_adapter`, which some transformers of diffusers lack.
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers))
-    bridge.adapter.denoiser.add_adapter(config, adapter_name=name)
+    inject_adapter_in_model(config, bridge.adapter.denoiser, name)
+    use_lora(bridge, name)
+
+
+def use_lora(bridge: Any, name: str | None) -> None:
+    """Puts one of the denoiser's LoRAs in use, or none, which is the model as it was; only that one may train."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in bridge.adapter.denoiser.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(name is not None and name in module.lora_A)
+            if name is not None and name in module.lora_A:
+                module.set_adapter(name)
 
 
 def lora_weights(bridge: Any, name: str) -> dict[str, Tensor]:
@@ -44,8 +57,7 @@ def train_lora(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Trains a LoRA that was added to draw pictures (n) for their prompts (n); its weights. options: of `generate`."""
     denoiser = bridge.adapter.denoiser
-    denoiser.enable_adapters()
-    denoiser.set_adapter(name)
+    use_lora(bridge, name)
     data, loss = paired(latents_of(bridge, pictures), batch_size), denoising_loss(bridge, prompts, **options)
     fit(denoiser, loss, data, steps=steps, lr=lr, precision="no", seed=seed, progress=False)
     return lora_weights(bridge, name)
@@ -58,10 +70,5 @@ class Adapted:
         self.bridge, self.name = bridge, name
 
     def generate(self, prompts: Any, **more: Any) -> list[Any]:
-        denoiser = self.bridge.adapter.denoiser
-        if self.name is None:
-            denoiser.disable_adapters()
-        else:
-            denoiser.enable_adapters()
-            denoiser.set_adapter(self.name)
+        use_lora(self.bridge, self.name)
         return self.bridge.generate(prompts, **more)
