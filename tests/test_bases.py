@@ -342,6 +342,7 @@ def test_plain_attention_equals_the_fused_one(options):
 
 
 def test_the_page_shows_what_is_there_and_keeps_what_was_measured(home, tmp_path):
+    from showtell import files
     from showtell.measure import bases
 
     for name in ("vq", "unet", "clip"):
@@ -353,6 +354,13 @@ def test_the_page_shows_what_is_there_and_keeps_what_was_measured(home, tmp_path
     kept = json.loads((tmp_path / "bases" / "figures.json").read_text())
     assert list(kept) == ["clip", "vq", "vae"] and kept["vq"]["figures"]["error"] > 0
     assert all(f"| `{name}` |" in text for name in kept) and "retrieval" in text and "2 cases of each kind" in text
+    scores = {f"{task}{kind}": 0.5 for task in bases.PROMPTS for kind in ("", ", complete")}
+    files.write(tmp_path / "bases" / "figures.json", json.dumps(
+        {"unet": {"n": 2, "seed": 0, "figures": scores | {"pairs, complete": 0.75, "seconds": 0.1}}}
+    ))  # fmt: skip
+    bases.page(out, ["vae"], n=2)
+    [row] = [line for line in out.read_text().splitlines() if line.startswith("| `unet` | 0.50 / ")]
+    assert row.startswith("| `unet` | 0.50 / 0.75 | 0.50 / 0.50 |")
     sheet = bases.grid("unet", 0)
     assert sheet.size[0] >= 8 * 64 and bases.grid("clip") is None
     with pytest.raises(ShowtellError, match="unknown base 'unett'"):

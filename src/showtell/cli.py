@@ -317,6 +317,7 @@ def bases(
     from showtell import files
     from showtell.measure import bases as measured
 
+    _quiet()
     if out is not None:
         files.check_writable(out)
         _print(f"{measured.page(out, names or (), number, seed)}")
@@ -520,6 +521,7 @@ def _progress() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    _quiet()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
@@ -527,15 +529,20 @@ def _progress() -> Iterator[Any]:
 
 
 def _load(model: str | None) -> Bridge:
-    """The bridge, loaded without the libraries' own progress bars: standard error is for errors and warnings."""
+    """The bridge, loaded without the libraries' own progress bars."""
+    import showtell
+
+    _quiet()
+    return showtell.load() if model is None else showtell.load(model)
+
+
+def _quiet() -> None:
+    """No progress bars of the libraries: standard error is for errors and warnings."""
     import diffusers
     import transformers
 
-    import showtell
-
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    return showtell.load() if model is None else showtell.load(model)
 
 
 def _images(paths: Sequence[Path]) -> list[Any]:

@@ -54,6 +54,15 @@ def cost(call: Callable[[], Any], networks: Any = (), repeat: int = 1, warm: boo
     return Cost(seconds, len(calls), sum(calls), counter.get_total_flops(), peak_memory(call))
 
 
+def spent() -> float:
+    """A clock in seconds, to take differences of: processor time of this process, which leaves out what others compute;
+    wall time where a GPU does the work."""
+    if torch.cuda.is_available():
+        _wait()
+        return time.perf_counter()
+    return time.process_time()
+
+
 def _timed(call: Callable[[], Any]) -> float:
     _wait()
     start = time.perf_counter()

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
-from showtell.measure.cost import counted, network_of, peak_memory
+from showtell.measure.cost import counted, network_of, peak_memory, spent
 from showtell.measure.experiment import Lab, MissingBase
 from showtell.measure.statistics import Interval, interval
 from showtell.papers import Paper, catalogue
@@ -26,9 +25,9 @@ _MEASURED = 4  # prompts for the costs that need instruments
 
 @dataclass(frozen=True)
 class Entry:
-    """One method. score: of the task's metric; gain: over plain sampling, paired. seconds: per image; time: as a
-    multiple of plain sampling. nfe: samples that the network evaluated, per image. memory: bytes at the peak beyond
-    those of plain sampling, for 4 prompts together."""
+    """One method. score: of the task's metric; gain: over plain sampling, paired. seconds: per image, of processor time
+    (wall time where a GPU does the work); time: as a multiple of plain sampling. nfe: samples that the network
+    evaluated, per image. memory: bytes at the peak beyond those of plain sampling, for 4 prompts together."""
 
     name: str
     score: Interval
@@ -137,9 +136,9 @@ def _scored(sample: Callable[..., Any], score: Callable[..., Any], seeds: Sequen
     sample(seed=0, count=1)
     rows, seconds = [], 0.0
     for seed in seeds:
-        start = perf_counter()
+        start = spent()
         images = sample(seed=seed)
-        seconds += perf_counter() - start
+        seconds += spent() - start
         rows.append(np.asarray(score(images), dtype=float))
     return np.stack(rows), seconds
 
@@ -190,7 +189,7 @@ def _methods(papers: Sequence[Paper], layouts: Layouts) -> tuple[dict[str, _Meth
 
 
 def plot(found: SideBySide, path: Path) -> None:
-    """Accuracy with its interval against time relative to plain sampling, as an image file."""
+    """Accuracy with its interval against what it costs, as an image file: time, evaluations, extra memory."""
     import io
 
     from matplotlib.figure import Figure
@@ -198,19 +197,23 @@ def plot(found: SideBySide, path: Path) -> None:
 
     from showtell import pictures
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for number, entry in enumerate(found.entries):
-        score = entry.score
-        spread = [[score.mean - score.low], [score.high - score.mean]]
-        axes.errorbar(entry.time, score.mean, yerr=spread, fmt="o", capsize=3, color=f"C{number % 10}")
-        axes.annotate(entry.name, (entry.time, score.mean), xytext=(6, 4), textcoords="offset points", fontsize=8)
-    axes.set(
-        xlabel="time, as a multiple of plain sampling",
-        ylabel=f"{found.metric} on {found.task}",
-        title=f"{found.shelf} on {found.base}, {found.n} prompts, {found.seeds} seeds",
-    )
-    axes.grid(alpha=0.3)
+    costs: dict[str, Callable[[Entry], float]] = {
+        "time, as a multiple of plain sampling": lambda entry: entry.time,
+        "evaluations of the network, per image": lambda entry: entry.nfe,
+        "extra memory for 4 images, MB": lambda entry: entry.memory / 2**20,
+    }
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    panels = figure.subplots(1, len(costs), sharey=True)
+    for axes, (cost, of) in zip(panels, costs.items()):
+        for number, entry in enumerate(found.entries):
+            score, x = entry.score, of(entry)
+            spread = [[score.mean - score.low], [score.high - score.mean]]
+            axes.errorbar(x, score.mean, yerr=spread, fmt="o", capsize=3, color=f"C{number % 10}", label=entry.name)
+        axes.set(xlabel=cost)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel=f"{found.metric} on {found.task}")
+    figure.suptitle(f"{found.shelf} on {found.base}, {found.n} prompts, {found.seeds} seeds")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     pictures.save(Image.open(buffer).convert("RGB"), path)
