@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import families
 import showtell
-import tiny
 from showtell.bridges.base import Bridge
 from showtell.cli import main
 from showtell.measure.heatmaps import overlay, word_sheet
@@ -42,9 +42,12 @@ def test_a_sheet_has_a_cell_per_word() -> None:
     assert sheet.getpixel((96, 96)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "PixArtSigmaPipeline", "AnimateDiffPipeline"]
+)
 def test_command(run: Any, tmp_path: Any, name: str) -> None:
-    tiny.shared(name).save_pretrained(tmp_path / "model")
+    """Cross-attention of a UNet, joint attention, cross-attention of a transformer, a clip."""
+    families.pipeline(name).save_pretrained(tmp_path / "model")
     out = tmp_path / "maps.png"
     arguments = ("attention", "a red ring", "-o", out, "--model", tmp_path / "model", "--steps", 2)
     code, said, err = run(*arguments)

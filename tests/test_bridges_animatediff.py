@@ -78,8 +78,9 @@ class TestAnimateDiff(FamilyTests):
 
 
 def test_wrong_calls() -> None:
-    with pytest.raises(ShowtellError, match=r"num_frames=0: use 1 or more"):
-        showtell.load(shared(pipeline)).animate("a cat", num_frames=0)
+    for frames in (0, 9):
+        with pytest.raises(ShowtellError, match=rf"num_frames={frames}: use 1 to 8, as many as this model has"):
+            showtell.load(shared(pipeline)).animate("a cat", num_frames=frames)
     made = fresh(pipeline)
     made.enable_free_init()
     with pytest.raises(ShowtellError, match="disable_free_init"):

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
+import families
+import showtell
 import tiny
 from showtell.errors import ShowtellError, UnsupportedError
 from showtell.steer.segment import clusters, masks_of, normalised, otsu, partition, subject_masks, word_maps
 from steering import FAMILIES, bridge_of
+
+CLIPS = {
+    "AnimateDiffPipeline": ({"num_frames": 3, "height": 32, "width": 32}, (8, 8)),
+    "WanPipeline": ({"num_frames": 5, "height": 32, "width": 32, "max_sequence_length": 16}, (2, 2)),
+    "CogVideoXPipeline": ({"num_frames": 5, "height": 32, "width": 32, "max_sequence_length": 16}, (2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_word_maps_of_a_clip(name: str) -> None:
+    size, grid = CLIPS[name]
+    call = {**size, "num_inference_steps": 2, "output_type": "np", "seed": 1}
+    bridge: Any = showtell.load(families.pipeline(name))
+    frame, maps = word_maps(bridge, "a red ring", **call)
+    [clip] = bridge.animate("a red ring", **call)
+    assert np.array_equal(frame, clip[len(clip) // 2]), "reading leaves the clip as it was; the middle frame is shown"
+    assert [word for word, _ in maps] == ["a", "red", "ring"]
+    assert {tuple(heat.shape) for _, heat in maps} == {grid} and all(heat.min() > 0 for _, heat in maps)
 
 
 def test_otsu_separates_two_heaps() -> None:

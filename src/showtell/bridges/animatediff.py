@@ -41,9 +41,10 @@ class AnimateDiff(StableDiffusion):
     options = frozenset({"eta", "clip_skip", "decode_chunk_size"})
 
     def frames(self, num_frames: int | None) -> int:
-        frames = 16 if num_frames is None else num_frames
-        if frames < 1:
-            raise ShowtellError(f"num_frames={num_frames}: use 1 or more.")
+        most = int(self.denoiser.config.motion_max_seq_length)
+        frames = min(16, most) if num_frames is None else num_frames
+        if not 1 <= frames <= most:
+            raise ShowtellError(f"num_frames={num_frames}: use 1 to {most}, as many as this model has positions for.")
         return frames
 
     def latent_shape(self, run: Run) -> tuple[int, ...]:

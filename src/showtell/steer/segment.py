@@ -109,10 +109,12 @@ def word_maps(
 ) -> tuple[Any, list[tuple[str, torch.Tensor]]]:
     """An image of the prompt, and for each of its words in order how much every place attends to it, (height, width).
 
-    where, steps, over: see `RecordMaps`. options: keywords of `generate`. A word of several tokens sums their maps.
-    Raises UnsupportedError where the bridge shows no attention or makes no images.
+    where, steps, over: see `RecordMaps`. options: keywords of `generate` or `animate`. A word of several tokens sums
+    their maps. Of a clip the image is the middle frame, and the maps are means over all frames.
+    Raises UnsupportedError where the bridge shows no attention or makes neither images nor clips of a prompt.
     """
-    for ability in ("attend", "generate"):
+    act = "animate" if "animate" in bridge.can and "generate" not in bridge.can else "generate"
+    for ability in ("attend", act):
         if ability not in bridge.can:
             raise bridge.unsupported(ability)
     found: list[tuple[str, torch.Tensor]] = []
@@ -122,7 +124,9 @@ def word_maps(
         found.extend((word.text, maps[0, list(word.positions)].sum(0)) for word in words if word.positions)
 
     using = [*options.pop("using", ()), RecordMaps(receive, where, steps, over)]
-    [image] = bridge.generate(prompt, using=using, **options)
+    [image] = getattr(bridge, act)(prompt, using=using, **options)
+    if act == "animate":
+        image = image[len(image) // 2]
     if not found:
         raise ShowtellError(f"{bridge.name} showed no attention between this prompt's words and the image.")
     return image, found
