@@ -9,7 +9,8 @@ augmentation; zero-shot classifiers as an average over templates; ranking both w
 bag-of-words baseline, which gives every word a probability from the image alone. The caption language model, the
 paper's third arm, is `train.bases.seeing.vlm` and left out of the experiment for its time.
 Scaled down: 32x32 pictures of one or two things of eight shapes, towers of a few layers, batches of 128; one colour and
-shape in ten never meet in training, and on these all arms are asked.
+shape in ten never meet in training, and on these all arms are asked. So early the predicted words are right in colours
+and not yet in shapes, so that on single things they are not expected to beat the majority.
 """
 
 from __future__ import annotations
@@ -269,8 +270,18 @@ def experiment(lab: Lab) -> list[Comparison]:
         "majority class": lambda seed: np.full(lab.n, 1 / lab.n),
         "captions permuted": partial(recalled, True),
     }
-    expect = "contrastive > bag of words, bag of words > majority class"
+    control = "captions permuted"
     return [
-        lab.compare(classes, expect=expect, control="captions permuted", name="accuracy on unseen pairs"),
-        lab.compare(captions, expect=expect, control="captions permuted", name="recall at 1"),
+        lab.compare(
+            classes,
+            expect="contrastive > bag of words, contrastive > majority class",
+            control=control,
+            name="accuracy on unseen pairs",
+        ),
+        lab.compare(
+            captions,
+            expect="contrastive > bag of words, bag of words > majority class",
+            control=control,
+            name="recall at 1",
+        ),
     ]
