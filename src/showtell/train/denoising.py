@@ -6,11 +6,14 @@ import copy
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from showtell.bridges.loop import DenoisingRun, _is_flow
 from showtell.errors import ShowtellError
+from showtell.train.batches import Pool
+from showtell.train.trainer import fit
 
 Batch = dict[str, Tensor]
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -53,6 +56,21 @@ def denoising_loss(
         return error, {"mse": error.detach()}
 
     return loss
+
+
+def finetune(
+    bridge: Any, latents: Tensor, prompts: Sequence[str], steps: int, batch_size: int = 16, lr: float = 1e-5,
+    seed: int = 0, **options: Any,
+) -> Any:  # fmt: skip
+    """Trains all weights of the bridge's denoiser in place on latents (n, ...) and their prompts (n); the denoiser.
+
+    options: as for `denoising_loss`.
+    """
+    denoiser, loss = bridge.adapter.denoiser.requires_grad_(True), denoising_loss(bridge, prompts, **options)
+    data = Pool({"latents": latents.cpu().numpy(), "row": np.arange(len(latents))}, batch_size)
+    fit(denoiser, loss, data, steps=steps, lr=lr, schedule="constant", ema=None, precision="no", seed=seed,
+        progress=False)  # fmt: skip
+    return denoiser.eval().requires_grad_(False)
 
 
 def only(model: nn.Module, layers: Collection[str] = QUERIES_AND_KEYS) -> dict[str, nn.Parameter]:

@@ -26,10 +26,9 @@ from torch import Tensor
 from showtell.measure.distribution import kid
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, SIDES
-from showtell.train.denoising import denoising_loss
+from showtell.train.denoising import finetune
 from showtell.train.preference import paired_preference, prefer
-from showtell.train.samples import drawn, latents_of, paired
-from showtell.train.trainer import fit
+from showtell.train.samples import drawn, latents_of
 from showtell.world import sample
 from showtell.world.layout import place
 
@@ -83,10 +82,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     def tuned(name: str, seed: int) -> Any:
         bridge = lab.base("unet", fresh=True)
         if name == "supervised":
-            loss, denoiser = denoising_loss(bridge, texts), bridge.adapter.denoiser.requires_grad_(True)
-            fit(denoiser, loss, paired(data, 2 * BATCH), steps=ITERATIONS * STEPS, lr=RATE, ema=None,
-                schedule="constant", precision="no", seed=seed, progress=False)  # fmt: skip
-            return denoiser
+            return finetune(bridge, data, texts, ITERATIONS * STEPS, 2 * BATCH, RATE, seed)
         if name == "another real image":
             pairs = {"winner": data, "loser": other_layouts(seed), "row": np.arange(IMAGES)}
             return prefer(bridge, texts, pairs, ITERATIONS * STEPS, BATCH, RATE, seed=seed)

@@ -25,10 +25,9 @@ from showtell import language
 from showtell.language import LanguageModel
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, SIDES
-from showtell.train.denoising import denoising_loss
+from showtell.train.denoising import finetune
 from showtell.train.preference import Objective, paired_preference, prefer
-from showtell.train.samples import drawn, latents_of, paired
-from showtell.train.trainer import fit
+from showtell.train.samples import drawn, latents_of
 from showtell.world import Scene, sample
 
 EXAMPLE = """
@@ -108,10 +107,7 @@ def experiment(lab: Lab) -> Comparison:
     def tuned(name: str, seed: int) -> Any:
         bridge, rows = lab.base("unet", fresh=True), np.arange(IMAGES)
         if name == "supervised":
-            denoiser = bridge.adapter.denoiser.requires_grad_(True)
-            fit(denoiser, denoising_loss(bridge, right), paired(data, 2 * BATCH), steps=STEPS, lr=RATE, ema=None,
-                schedule="constant", precision="no", seed=seed, progress=False)  # fmt: skip
-            return denoiser
+            return finetune(bridge, data, right, STEPS, 2 * BATCH, RATE, seed)
         if name == "image pairs":
             losers = latents_of(bridge, drawn([Scene.parse(text) for text in wrong]))
             return prefer(bridge, right, {"winner": data, "loser": losers, "row": rows}, STEPS, BATCH, RATE, seed=seed)
