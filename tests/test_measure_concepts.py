@@ -22,6 +22,7 @@ def test_concepts_are_unseen_and_seeded() -> None:
     found = [concept(seed) for seed in range(20)]
     assert all(held_out(one.thing.shape, one.thing.colour) and one.thing.texture != "solid" for one in found)
     assert found == [concept(seed) for seed in range(20)] and len({one.thing for one in found}) > 10
+    assert all(one.like != one.thing.colour for one in found)
 
 
 def test_pictures_show_it_alone() -> None:

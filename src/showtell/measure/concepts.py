@@ -36,6 +36,11 @@ class Concept:
         """ "sks star"."""
         return f"{self.word} {self.thing.shape}"
 
+    @property
+    def like(self) -> str:
+        """A known word that its own may begin as: another colour, as models of this world draw nothing without one."""
+        return "purple" if self.thing.colour != "purple" else "grey"
+
     def pictures(self, count: int = 4, seed: int = 0) -> list[Any]:
         """Pictures, 64x64, of it alone, in different places on different backgrounds."""
         rng = random.Random(seed)

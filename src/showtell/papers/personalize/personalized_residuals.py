@@ -9,7 +9,8 @@ Faithful: residuals A B on those projections of an otherwise frozen model, nothi
 "a photo of V* class" without regularisation pictures; localised sampling by each block's own maps of the concept's
 words, made binary, in every step. Ours: the threshold (mean and half a deviation of each map; the paper's was not to be
 had); the residual is left out of what is drawn without words, too, outside the mask. In transformers the projection is
-that of a block's feed-forward network. Scaled down: a shape in an unseen colour and texture, the miniature UNet.
+that of a block's feed-forward network. Scaled down: a shape in an unseen colour and texture, the miniature UNet; V* is
+a new word that begins as a colour, as the base draws nothing whose colour is not said.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.features import features
 from showtell.steer.maps import token_maps
 from showtell.steer.regions import positions_of
+from showtell.steer.tokens import NewWord
 from showtell.train.lora import add_lora, load_lora, lora_weights, train_lora
 
 EXAMPLE = """
@@ -138,7 +140,7 @@ class AnyPlace(Localised):
         return found.flatten()[order].view_as(found)
 
 
-STEPS, RANK, SAMPLING = 120, 4, 20
+STEPS, RANK, RATE, SAMPLING = 300, 16, 1e-2, 15
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
@@ -146,12 +148,13 @@ def experiment(lab: Lab) -> list[Comparison]:
     @cache
     def bridge(name: str, seed: int) -> tuple[Any, ConceptPrompts]:
         shown, made = concept(seed), lab.base("unet", fresh=True)
+        NewWord(made, shown.word, shown.like).keep()
         layers = closing(made.adapter.denoiser) if name == "residuals" else list(CROSS)
         add_lora(made, "sks", RANK if name == "residuals" else rank_like(made), layers)
 
         def trained() -> dict[str, Tensor]:
             pictures, prompts = shown.pictures(seed=seed), [f"a {shown.name}"] * 4
-            return train_lora(made, "sks", pictures, prompts, STEPS, batch_size=4, lr=3e-3, seed=seed)
+            return train_lora(made, "sks", pictures, prompts, STEPS, batch_size=4, lr=RATE, seed=seed)
 
         load_lora(made, lab.trained(f"{name} {seed}", trained, steps=STEPS, rank=RANK))
         return made, ConceptPrompts(shown, prompts)
