@@ -7,7 +7,7 @@ arXiv 2208.01618).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -120,36 +120,56 @@ def learn_word(
     """
     if not all(word in prompt for prompt in prompts) or not prompts:
         raise ShowtellError(f"every prompt must use the word {word!r}.")
-    pairs = _encoders(bridge, word, like)
+    _encoders(bridge, word, like)
     wanted = {name: value for name, value in options.items() if name in bridge.adapter.text_options}
     if any(bridge.words(prompt[: prompt.index(word)] + like, **wanted).cut for prompt in prompts):
         raise ShowtellError(f"{word!r} is cut off: put it nearer to the beginning of every prompt.")
     options.setdefault("num_inference_steps", 50)
     sizes = {name: options[name] for name in ("height", "width") if name in options}
     clean = bridge.to_latents(images, **sizes)
-    vectors = [_added(tokenizer, encoder, word, like) for tokenizer, encoder in pairs]
-    ids = [tokenizer.convert_tokens_to_ids(word) for tokenizer, _ in pairs]
+    new = NewWord(bridge, word, like)
     generator = torch.Generator().manual_seed(seed)
     count = min(batch_size, len(clean))
     run = bridge.begin([prompts[0]] * count, **options)
-    optimiser, losses = torch.optim.Adam(vectors, lr=size), []
+    optimiser, losses = torch.optim.Adam(new.vectors, lr=size), []
     with torch.enable_grad():
         for _ in range(steps):
             rows = torch.randperm(len(clean), generator=generator)[:count]
             asked = [prompts[int(i)] for i in torch.randint(len(prompts), (count,), generator=generator)]
             index = int(torch.randint(len(run.timesteps), (), generator=generator))
             noise = torch.randn((count, *clean.shape[1:]), generator=generator)
-            with _reading(pairs, ids, vectors):
+            with new.reading():
                 text = bridge.adapter.encode(asked, False, **wanted)
             loss = noise_error(run, text, clean[rows], noise, index).mean()
-            for vector, gradient in zip(vectors, torch.autograd.grad(loss, vectors), strict=True):
+            for vector, gradient in zip(new.vectors, torch.autograd.grad(loss, new.vectors), strict=True):
                 vector.grad = gradient
             optimiser.step()
             losses.append(float(loss.detach()))
-    with torch.no_grad():
-        for (_, encoder), token, vector in zip(pairs, ids, vectors, strict=True):
-            encoder.get_input_embeddings().weight[token] = vector
+    new.keep()
     return losses
+
+
+class NewWord:
+    """A word that a bridge's text encoders get to know, with an embedding in each of them that may be trained.
+
+    vectors: one for each encoder, (channels,) float32 with gradients; they begin as the mean of the tokens of `like`.
+    Raises ShowtellError: a word that is known already, nothing to begin with, a bridge without text encoders.
+    """
+
+    def __init__(self, bridge: Any, word: str, like: str) -> None:
+        self.word, self.pairs = word, _encoders(bridge, word, like)
+        self.vectors = [_added(tokenizer, encoder, word, like) for tokenizer, encoder in self.pairs]
+        self.ids = [tokenizer.convert_tokens_to_ids(word) for tokenizer, _ in self.pairs]
+
+    def reading(self) -> AbstractContextManager[None]:
+        """Inside the `with` the encoders read the word as these vectors, with gradients to them."""
+        return _reading(self.pairs, self.ids, self.vectors)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Writes the vectors into the encoders: prompts may use the word, and `bridge.save` keeps it."""
+        for (_, encoder), token, vector in zip(self.pairs, self.ids, self.vectors, strict=True):
+            encoder.get_input_embeddings().weight[token] = vector
 
 
 def _encoders(bridge: Any, word: str, like: str) -> list[tuple[Any, Any]]:
