@@ -219,6 +219,7 @@ class Lab:
         curve: Mapping[str, Points] | None = None,
         axes: tuple[str, str] = ("", ""),
         trained: bool = False,
+        texts: Sequence[str] | None = None,
     ) -> Comparison:
         """An experiment of these arms; nothing runs yet.
 
@@ -228,6 +229,7 @@ class Lab:
         it has that parameter. expect, control, margin: see `showtell.measure.statistics`. name: of the metric.
         trained: an arm trains or searches once per seed, so that its items share luck; known already where arms call
         `lab.trained`.
+        texts: what the items are, over the picture; by default the prompts that were drawn last.
         curve: arm -> list of points, read after the arms have run, so that they may add to it; axes: names of x and y.
         Raises ShowtellError: expect or control names no arm, or cannot be read.
         """
@@ -238,7 +240,8 @@ class Lab:
             strange = ", ".join(sorted(set(curve) - set(arms)))
             raise ShowtellError(f"the curve names {strange}, none of the arms: {', '.join(arms)}")
         called = name or _called(metric)
-        return Comparison(dict(arms), metric, expect, control, called, margin, curve, axes, self._texts, trained)
+        said = self._texts if texts is None else list(texts)
+        return Comparison(dict(arms), metric, expect, control, called, margin, curve, axes, said, trained)
 
     def compare_by(
         self, metrics: Iterable[Callable[..., Any]], arms: Mapping[str, Arm], **more: Any
