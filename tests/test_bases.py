@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import showtell
+import tiny
 from showtell.bridges.vlm import TEMPLATES
 from showtell.errors import ShowtellError
 from showtell.measure.vqa import vqa_score
@@ -51,6 +52,18 @@ def trained(home, name):
     if not folder.exists():
         recipes.run(name, out=folder, steps=2, batch=3, progress=False)
     return folder
+
+
+def test_saving_is_silent_and_for_everybody_to_read(tmp_path, capfd):
+    from showtell.train.bases.saving import save_pipeline
+
+    pipeline = tiny.make("sd3")
+    capfd.readouterr()
+    save_pipeline(pipeline, tmp_path)
+    assert "float32" not in "".join(capfd.readouterr())
+    assert pipeline.transformer.dtype == pipeline.vae.dtype == pipeline.text_encoder_3.dtype == torch.bfloat16
+    modes = {path.stat().st_mode for path in tmp_path.glob("*/*.safetensors")}
+    assert modes == {(tmp_path / "model_index.json").stat().st_mode}
 
 
 @pytest.mark.parametrize("name", ["unet", "mmdit", "dit"])

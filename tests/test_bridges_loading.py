@@ -39,6 +39,10 @@ def test_saved_bridges_load_again_here_and_in_the_library(name: str, tmp_path: P
     bridge = showtell.load(tiny.shared(name))
     bridge.save(tmp_path)
     assert not list(tmp_path.rglob("*.bin"))
+    config = (tmp_path / "model_index.json").stat().st_mode
+    assert {path.stat().st_mode for path in tmp_path.rglob("*.safetensors")} == {config}, (
+        "who may read one may read all"
+    )
     keywords = tiny.keywords(name)
     expected = np.stack(bridge.generate(["a red ring"], seed=1, **keywords))
     again = showtell.load(tmp_path)

@@ -68,6 +68,15 @@ def write(path: str | os.PathLike[str], content: bytes | str) -> Path:
     return target
 
 
+def share(folder: str | os.PathLike[str]) -> None:
+    """Gives the weights in a model's folder and its parts' folders the permissions that new files have: safetensors
+    leaves them to their owner alone."""
+    for pattern in ("*.safetensors", "*/*.safetensors"):
+        for path in Path(folder).glob(pattern):
+            if path.stat().st_mode & 0o777 == 0o600:
+                path.chmod(0o666 & ~_umask())
+
+
 def _umask() -> int:
     value = os.umask(0o022)  # can only be read by setting it
     os.umask(value)

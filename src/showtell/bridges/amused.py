@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..errors import ShowtellError
+from ..files import share
 from .base import Text
 from .decoding import Decoder, DecodingBridge, TokenRun
 from .diffusion import check_size
@@ -131,6 +132,7 @@ class Amused(Decoder):
 
     def save(self, directory: str | Path) -> None:
         self.pipeline.save_pretrained(directory, safe_serialization=True)
+        share(directory)
 
 
 def load(pipeline: Any) -> DecodingBridge:

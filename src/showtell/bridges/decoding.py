@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ShowtellError, UnsupportedError
+from ..files import share
 from .attention import observe
 from .base import Bridge, Run, Technique, Text, apply_hooks, overriding
 from .diffusion import _generators, _negatives, _texts, check_scale
@@ -456,6 +457,7 @@ class CausalDecoder(Decoder):
     def save(self, directory: str | Path) -> None:
         self.model.save_pretrained(directory)
         self.processor.save_pretrained(directory)
+        share(directory)
 
 
 class _HeadsApart(TorchFunctionMode):

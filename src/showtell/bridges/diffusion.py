@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import ShowtellError, UnsupportedError
+from ..files import share
 from .adapter import Adapter
 from .base import Bridge, Technique, Text, apply_hooks, as_list, spread
 from .cache import TextCache, fingerprint
@@ -235,6 +236,7 @@ class DiffusionBridge(Bridge):
 
     def save(self, directory: str | Path) -> None:
         self.pipeline.save_pretrained(directory, safe_serialization=True)
+        share(directory)
 
     def _offers(self, ability: str) -> None:
         if ability not in self.can:

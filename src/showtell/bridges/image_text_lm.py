@@ -11,6 +11,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ..errors import ShowtellError
+from ..files import share
 from ..nets.image_text_lm import ImageTextLM
 from ..pictures import to_pil
 from .base import Text
@@ -79,6 +80,7 @@ class ImageTextDecoder(CausalDecoder):
     def save(self, directory: str | Path) -> None:
         self.model.save_pretrained(directory)
         self.processor.tokenizer.save_pretrained(directory)
+        share(directory)
 
 
 def load(source: Any, device: Any = None, dtype: Any = None) -> DecodingBridge:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ShowtellError
+from ..files import share
 from ..pictures import to_pil
 
 
@@ -96,3 +97,4 @@ def save_model(model: Any, processor: Any, directory: str | Path) -> None:
     """The Hugging Face layout of both, with safetensors weights."""
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
+    share(directory)

@@ -10,6 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ..errors import ShowtellError
+from ..files import share
 from ..nets.scalewise import ScaleWise
 from .base import Text
 from .decoding import Decoder, DecodingBridge, TokenRun, _warpers, draw
@@ -116,6 +117,7 @@ class ScaleDecoder(Decoder):
     def save(self, directory: str | Path) -> None:
         self.model.save_pretrained(directory)
         self.tokenizer.save_pretrained(directory)
+        share(directory)
 
 
 def load(source: Any, device: Any = None, dtype: Any = None) -> DecodingBridge:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.pool import CELLS, packaged_vae, read_cells, read_pool
+from showtell.train.bases.saving import save_pipeline
 from showtell.train.recipe import Recipe
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -54,7 +55,7 @@ class Trained(nn.Module):
     def save_pretrained(self, target: str | Path) -> None:
         """The pipeline in bfloat16, in the Hugging Face layout."""
         self.hook.remove()
-        self.pipeline.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
+        save_pipeline(self.pipeline, target)
 
 
 # --- data and objectives ---------------------------------------------------------------------------------------------

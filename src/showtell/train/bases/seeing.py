@@ -17,6 +17,7 @@ from showtell.data.degrade import degrade
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.pool import WORDING_SHARES, pool_scenes, wordings
+from showtell.train.bases.saving import save_model
 from showtell.train.objectives import contrastive_loss, to_signal
 from showtell.train.recipe import Recipe
 from showtell.world import Scene, draw
@@ -41,8 +42,7 @@ class Reading(nn.Module):
             return self.model(**inputs)
 
     def save_pretrained(self, target: str | Path) -> None:
-        self.model.save_pretrained(target)
-        self.processor.save_pretrained(target)
+        save_model(self.model, self.processor, target)
 
 
 def image_processor() -> Any:

@@ -19,6 +19,7 @@ from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.codes import SCALES, fit_scales, packaged_vq, read_codes, to_scales
 from showtell.train.bases.pool import packaged_vae, pool_scenes, read_pool
+from showtell.train.bases.saving import save_model, save_pipeline
 from showtell.train.bases.seeing import CAPTION, WHOLE, asked, padded
 from showtell.train.recipe import Recipe
 from showtell.world import draw
@@ -40,8 +41,7 @@ class Saved(nn.Module):
             return self.model(*inputs, **named)
 
     def save_pretrained(self, target: str | Path) -> None:
-        self.model.save_pretrained(target)
-        self.tokenizer.save_pretrained(target)
+        save_model(self.model, self.tokenizer, target)
 
 
 def settings(model: Any) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Masked(nn.Module):
             )
 
     def save_pretrained(self, target: str | Path) -> None:
-        self.pipeline.to(torch.bfloat16).save_pretrained(target, safe_serialization=True)
+        save_pipeline(self.pipeline, target)
 
 
 def masked(width: int = 128, layers: int = 5, text_width: int = 128, text_layers: int = 3) -> Masked:
