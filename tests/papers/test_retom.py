@@ -97,6 +97,11 @@ def test_attaches(name: str) -> None:
     assert (sampled(name, own) - plain).abs().max() < 1e-3 * plain.abs().max(), "nobody may join: nothing changes"
 
 
+@pytest.mark.host("retom", "sana", "its self-attention is linear, so fewer tokens would save nothing")
+def test_linear_attention_is_left_as_it_is() -> None:
+    assert torch.equal(sampled("sana", retom(0.5)), sampled("sana"))
+
+
 class Compare(Technique):
     """Attention of the merged site against the same worked out with plain matrices."""
 
