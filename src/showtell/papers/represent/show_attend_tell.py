@@ -8,8 +8,8 @@ Faithful: the attention, gate and deep output of section 3.1, the first state fr
 stochastic term, the bound's gradient for "hard" with a moving baseline, an entropy term and the mean instead of a draw
 half of the time, beam search, maps enlarged and smoothed. Any encoder with a grid of features will do.
 Ours: one draw a caption; weights of the terms of "hard"; no dropout or early stopping, as no picture is seen twice.
-Scaled down: 8x8 places of the judge's frozen convolutions, in the place of VGG's 14x14; what is measured are captions
-and maps, which the judge never reads.
+Scaled down: two things and how they lie, 8x8 places of the judge's frozen convolutions in the place of VGG's 14x14;
+what is measured are captions and maps, which the judge never reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from showtell.errors import ShowtellError
 from showtell.measure.captions import caption_f1
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.judge import load_judge
-from showtell.measure.prompts import PLAIN
+from showtell.measure.prompts import PLAIN, SIDES
 from showtell.steer.maps import smoothed
 from showtell.train.batches import Batch, Pool
 from showtell.train.policy import answer, tokens, word_tokenizer
@@ -196,7 +196,7 @@ class Teller:
         return ids, torch.arange(ids.shape[1] - 1) < lengths[:, None]
 
     def learn(
-        self, images: Any, texts: Sequence[str], steps: int, batch_size: int = 32, lr: float = 2e-3,
+        self, images: Any, texts: Sequence[str], steps: int, batch_size: int = 32, lr: float = 4e-3,
         loss: Any = captioning_loss, **more: Any,
     ) -> None:  # fmt: skip
         """Trains it on captions. loss: `captioning_loss`, perhaps with other weights. more: as for `train.fit`."""
@@ -246,7 +246,7 @@ class Teller:
         return found
 
 
-SCENES, STEPS = 6000, 300
+SCENES, STEPS = 4000, 500
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -258,7 +258,7 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     @cache
     def seen() -> tuple[Tensor, list[str]]:
-        scenes = sample(SCENES, 0, "train", objects=(2, 4), distinct=("shape", "colour"), **PLAIN)
+        scenes = sample(SCENES, 0, "train", objects=2, distinct=("shape", "colour"), relation=SIDES, **PLAIN)
         return annotate(scenes), [scene.canonical().caption() for scene in scenes]
 
     @cache
@@ -280,10 +280,10 @@ def experiment(lab: Lab) -> list[Comparison]:
         made.made(seen()[0].shape[-1]).load_state_dict(full.made(0).state_dict())
         return made
 
-    crowds, pairs = lab.prompts("objects-3-4").scenes, lab.prompts("pairs").scenes
+    pairs = lab.prompts("pairs").scenes
 
     def told(arm: Callable[[int], Teller], seed: int) -> np.ndarray:
-        return caption_f1(arm(seed).tell(crowds), crowds)
+        return caption_f1(arm(seed).tell(pairs), pairs)
 
     def pointed(arm: Callable[[int], Teller], seed: int) -> np.ndarray:
         """Attention for the nouns of two things within their masks, the mean of both."""
