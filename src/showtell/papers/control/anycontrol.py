@@ -1,0 +1,241 @@
+"""AnyControl: Create Your Artwork with Versatile Control on Text-to-Image Generation.
+Sun, Liu, Tang, Wang, Ma, Wu, Zhang, Zhao, Chen, 2024, arXiv 2406.18958
+
+Any number of spatial conditions, of any kinds, is read by one set of queries: fusion blocks take from all of them what
+agrees, alignment blocks make it agree with the prompt. The result steers a copy of the UNet's encoder, as a ControlNet,
+and since training also shows conditions that do not belong together, occlusion and gaps are learnt as well.
+
+Faithful: fusion and alignment in turn, over tokens from several depths of a frozen visual encoder with one position
+embedding for all conditions; a trained copy of the encoder with zero convolutions; random subsets of conditions,
+aligned and unaligned ones mixed. Ours: numbers of queries and blocks. Scaled down: 64 queries, 3 depths of the
+miniature CLIP; unaligned conditions are drawn object by object, whole even where another one hides them; both kinds
+from the first step on. The baseline has twice the weights, and each of its two controls half of the steps.
+The technique cannot be combined with others that watch attention, as the copy's attention is not told apart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from showtell.bridges.base import Run, Technique
+from showtell.errors import ShowtellError
+from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.prompts import PLAIN, Prompt, PromptSet
+from showtell.nets.multi_control import MultiControlEncoder
+from showtell.pictures import to_pil
+from showtell.train.batches import Pool
+from showtell.train.noising import Noising
+from showtell.train.samples import drawn, latents_of
+from showtell.train.trainer import fit
+from showtell.world import Scene, sample
+from showtell.world.draw import edges, masks
+
+EXAMPLE = """
+import showtell
+from showtell.papers.control.anycontrol import AnyControl, Control, train
+
+bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
+clip = showtell.load("openai/clip-vit-large-patch14")
+prompts = ["a red ring left of a blue star", "a dog on the table"]
+pictures = bridge.generate(prompts, seed=7)                              # yours, and what is known of them:
+edges, depth = bridge.generate(prompts, seed=8), bridge.generate(prompts, seed=9)
+control = Control(bridge, clip)
+train(control, bridge, clip, pictures, prompts, [[[edges[i], depth[i]] for i in range(2)]], steps=2, batch_size=2)
+[image] = bridge.generate(prompts[0], using=[AnyControl(control, clip, [edges[0], depth[0]])], seed=0)
+"""
+
+
+class Control(nn.Module):
+    """The encoder and the copy of a Stable Diffusion or SDXL bridge's UNet that it steers; it changes nothing yet.
+
+    levels: how many depths of the CLIP's vision are read. alignment: see `MultiControlEncoder`.
+    """
+
+    def __init__(self, bridge: Any, clip: Any, side: int = 8, width: int = 256, levels: int = 4, heads: int = 4,
+                 alignment: bool = True) -> None:  # fmt: skip
+        from diffusers import ControlNetModel
+
+        super().__init__()
+        unet, vision = bridge.adapter.denoiser, clip.model.config.vision_config
+        tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        self.encoder = MultiControlEncoder(
+            side, width, levels, heads, (tokens, vision.hidden_size), unet.config.cross_attention_dim,
+            unet.config.block_out_channels[0], alignment,
+        )  # fmt: skip
+        self.copy = ControlNetModel.from_unet(unet)
+        self.copy.controlnet_cond_embedding = nn.Identity()  # the encoder's embedding is in its place
+
+    def forward(self, visual: Sequence[Tensor], there: Tensor, text: Any) -> Callable[..., dict[str, Any]]:
+        """What the bridge's UNet is to be given further, for `run.own["residuals"]`; arguments as of the encoder."""
+        embedding = self.encoder(visual, there, text.tokens)
+
+        def residuals(run: Any, latents: Tensor, timestep: Any, words: Any, added: Any) -> dict[str, Any]:
+            control = nn.functional.interpolate(embedding, latents.shape[-2:], mode="bilinear")
+            down, middle = self.copy(
+                latents, timestep, encoder_hidden_states=words.tokens, added_cond_kwargs=added, return_dict=False,
+                controlnet_cond=control.repeat(len(latents) // len(control), 1, 1, 1),
+            )  # fmt: skip
+            return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+        return residuals
+
+
+@torch.no_grad()
+def seen_by(clip: Any, conditions: Sequence[Sequence[Any]], levels: int) -> tuple[list[Tensor], Tensor]:
+    """Tokens of each level (n, conditions, tokens, width), and which are given (n, conditions): n lists of pictures."""
+    most, count = max(1, *map(len, conditions)), len(conditions)
+    vision, blank = clip.model.vision_model, np.zeros((8, 8, 3), np.uint8)
+    pictures = to_pil([one for row in conditions for one in (*row, *[blank] * (most - len(row)))])
+    values = clip.processor.image_processor(pictures, return_tensors="pt")["pixel_values"].to(clip.model.device)
+    states = vision(values, output_hidden_states=True).hidden_states
+    depths = np.linspace(len(states) // levels, len(states) - 1, levels).round().astype(int)
+    there = torch.tensor([[i < len(row) for i in range(most)] for row in conditions])
+    return [states[depth].unflatten(0, (count, most)) for depth in depths], there
+
+
+class AnyControl(Technique):
+    """conditions: pictures (edges, depth, masks, ...) for every sample, or a list of them for each; [] gives none."""
+
+    def __init__(self, control: Control, clip: Any, conditions: Sequence[Any]) -> None:
+        self.control, self.clip, self.conditions = control, clip, list(conditions)
+
+    def start(self, run: Run, latents: Tensor) -> None:
+        several = bool(self.conditions) and isinstance(self.conditions[0], (list, tuple))
+        each = self.conditions if several else [self.conditions] * len(run.prompts)
+        if len(each) != len(run.prompts):
+            raise ShowtellError(
+                f"conditions of {len(each)} samples for {len(run.prompts)} prompts; give one list each."
+            )
+        if not hasattr(run.adapter.denoiser, "mid_block"):  # type: ignore[attr-defined]
+            raise ShowtellError(f"AnyControl steers UNets, not {run.bridge.name}.")
+        seen = seen_by(self.clip, each, self.control.encoder.config.levels)
+        run.own["residuals"] = self.control(*seen, run.text)  # type: ignore[attr-defined]
+
+
+def train(
+    control: Control, bridge: Any, clip: Any, pictures: Sequence[Any], prompts: Sequence[str],
+    sets: Sequence[Sequence[Sequence[Any]]], steps: int, batch_size: int = 16, lr: float = 1e-3, seed: int = 0,
+    **options: Any,
+) -> None:  # fmt: skip
+    """Trains the control to draw pictures (n) for prompts (n) under a random subset of their conditions.
+
+    sets: one or several of n lists of as many conditions each (aligned ones, unaligned ones), of which one is drawn for
+    every row. options: as for `Noising`.
+    """
+    noising, levels = Noising(bridge, **options), control.encoder.config.levels
+    with torch.no_grad():
+        texts = noising.text(prompts)
+    known = [seen_by(clip, one, levels)[0] for one in sets]  # of each set and level (n, conditions, tokens, width)
+    tokens = [
+        torch.stack([one[level] for one in known], dim=1) for level in range(levels)
+    ]  # (n, sets, conditions, ...)
+    bridge.adapter.denoiser.requires_grad_(False)
+
+    def loss(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict]:
+        rows = batch["row"].long()
+        chosen = torch.randint(len(sets), (len(rows),), generator=generator)
+        there = torch.rand(len(rows), tokens[0].shape[2], generator=generator) < 0.75
+        text, run = texts.rows(rows), noising.run([""] * len(rows))
+        run.own["residuals"] = control([level[rows, chosen] for level in tokens], there, text)
+        error = noising.loss(noising.noised(batch["latents"], generator), text, run=run)
+        return error, {"mse": error.detach()}
+
+    data = Pool({"latents": latents_of(bridge, pictures).numpy(), "row": np.arange(len(pictures))}, batch_size)
+    fit(control, loss, data, steps=steps, lr=lr, ema=None, precision="no", seed=seed, progress=False)
+    control.eval()
+
+
+def condition(scene: Scene, which: Sequence[int], kind: str, alone: bool) -> np.ndarray:
+    """A picture (64, 64, 3) of some of a scene's objects by "edges" or "mask"; alone: as if there were no others."""
+    part = Scene(tuple(scene.objects[i] for i in which)) if alone else scene
+    chosen = list(range(len(which)) if alone else which)
+    shown: np.ndarray = (masks(part)[chosen] > 0.5).max(0)
+    values = shown.astype(float)
+    if kind == "edges":
+        near = nn.functional.max_pool2d(torch.from_numpy(values)[None], 3, 1, 1)[0].numpy()  # outlines lie on the rim
+        values = edges(part) * near
+    return (255 * np.repeat(values[..., None], 3, axis=2)).astype(np.uint8)
+
+
+def overlapping(count: int, seed: int, split: str) -> list[Scene]:
+    return sample(count, seed, split, 2, distinct=("shape", "colour"), relation=("in front of", "behind"), **PLAIN)
+
+
+SCENES, STEPS, BATCH, RATE, SAMPLING, WIDTH, LEVELS = 512, 160, 16, 1e-3, 10, 96, 3
+
+
+def experiment(lab: Lab) -> list[Comparison]:
+    base, clip = lab.base("unet"), lab.base("clip")
+    scenes = overlapping(SCENES, lab.seed, "train")
+    pictures, captions = drawn(scenes), [scene.caption() for scene in scenes]
+    wanted = overlapping(lab.n, lab.seed, "test")
+    prompts = PromptSet("overlapping", lab.seed, "test", tuple(Prompt(one.caption(), one) for one in wanted))
+
+    def conditions(scenes: Sequence[Scene], alone: bool) -> list[list[np.ndarray]]:
+        """Of every scene one object by its edges, the other by its mask."""
+        rng = random.Random(lab.seed)
+        firsts = [rng.randint(0, 1) for _ in scenes]
+        return [[condition(scene, [i], "edges", alone), condition(scene, [1 - i], "mask", alone)]
+                for i, scene in zip(firsts, scenes, strict=True)]  # fmt: skip
+
+    asked = conditions(wanted, True)
+
+    def new(name: str) -> Control:
+        torch.manual_seed(0)
+        return Control(base, clip, 8, WIDTH, LEVELS, 2, alignment=name != "no alignment")
+
+    def trained(name: str, seed: int) -> Any:
+        sets = [conditions(scenes, False)] + ([conditions(scenes, True)] if name != "aligned data alone" else [])
+        if name in ("edges", "mask"):  # one control for each kind of condition
+            sets = [[[row[name == "mask"]] for row in one] for one in sets]
+        control = new(name)
+        steps = STEPS // 2 if name in ("edges", "mask") else STEPS
+        train(control, base, clip, pictures, captions, sets, steps, BATCH, RATE, seed)
+        return control
+
+    @cache
+    def control(name: str, seed: int) -> Control:
+        made = new(name)
+        made.load_state_dict(lab.trained(name, partial(trained, name), seed, steps=STEPS))
+        return made.eval()
+
+    @cache
+    def made(name: str, seed: int) -> list[Any]:
+        using: list[Technique] = [AnyControl(control(name, seed), clip, asked)] if name != "summed" else [
+            Summed([AnyControl(control(kind, seed), clip, [[row[i]] for row in asked])
+                    for i, kind in enumerate(("edges", "mask"))])]  # fmt: skip
+        return base.generate(prompts.texts, using=using, seed=seed, num_inference_steps=SAMPLING)
+
+    arms = {name: partial(made, name) for name in ("anycontrol", "summed", "no alignment", "aligned data alone")}
+    return [
+        lab.compare(arms, metric=prompts.placed, expect="anycontrol > summed", control="aligned data alone"),
+        lab.compare(arms, metric=prompts.true_facts, expect="anycontrol > summed", control="no alignment"),
+    ]
+
+
+class Summed(Technique):
+    """The baseline: the outputs of several controls, each for one condition, added up (Multi-ControlNet)."""
+
+    def __init__(self, controls: Sequence[AnyControl]) -> None:
+        self.controls = list(controls)
+
+    def start(self, run: Run, latents: Tensor) -> None:
+        each = []
+        for one in self.controls:
+            one.start(run, latents)
+            each.append(run.own["residuals"])  # type: ignore[attr-defined]
+
+        def residuals(*args: Any) -> dict[str, Any]:
+            found = [one(*args) for one in each]
+            down = [sum(parts) for parts in zip(*(x["down_block_additional_residuals"] for x in found), strict=True)]
+            middle = sum(x["mid_block_additional_residual"] for x in found)
+            return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+        run.own["residuals"] = residuals  # type: ignore[attr-defined]
