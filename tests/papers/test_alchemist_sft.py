@@ -1,4 +1,4 @@
-"""Alchemist: AUC, duplicates and sharpness by hand; activations that tell labelled pictures apart, on every host."""
+"""Alchemist: a pool spoilt in hidden ways; activations that tell labelled pictures apart, on every host."""
 
 from __future__ import annotations
 
@@ -11,30 +11,11 @@ from test_spin_diffusion import run_small
 from worlds import WorldLab, bright
 
 from showtell.errors import ShowtellError
+from showtell.measure.curation import auc
 from showtell.papers.curate import alchemist_sft as module
-from showtell.papers.curate.alchemist_sft import Estimator, auc, distinct, noised, pool, sharpness
-from showtell.train.noising import Noising
+from showtell.papers.curate.alchemist_sft import Estimator, pool
 
 PROMPT = "a red ring left of a blue star"
-
-
-def test_auc_by_hand() -> None:
-    values = np.array([[3.0, 1.0, 0.0], [2.0, 1.0, 1.0], [1.0, 1.0, 2.0], [0.0, 1.0, 0.5]])
-    good = np.array([True, True, False, False])
-    assert auc(values, good).tolist() == [1.0, 0.5, 0.25]
-
-
-def test_of_duplicates_the_best_stays() -> None:
-    angles = np.radians([0, 5, 80, 84, 200])
-    vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    assert distinct(vectors, np.array([0.1, 0.9, 0.8, 0.2, 0.0])) == [1, 2, 4]
-    assert distinct(vectors, np.zeros(5), alike=1.1) == [0, 1, 2, 3, 4]
-
-
-def test_sharpness_by_hand() -> None:
-    flat, edge = np.full((6, 6, 3), 9, np.uint8), np.zeros((6, 6, 3), np.uint8)
-    edge[:, 3:] = 100  # the Laplacian is 100 left of the edge, -100 right of it, 0 elsewhere: two of four columns
-    assert sharpness(np.stack([flat, edge])).tolist() == [0, 100**2 / 2]
 
 
 def test_the_pool_is_spoilt_as_it_says() -> None:
@@ -68,17 +49,6 @@ def test_activations_tell_labelled_pictures_apart(name: str) -> None:
     assert np.allclose(estimator.score(torch.cat([smooth[6:], rough[6:]])), -scores, atol=1e-3)
     with pytest.raises(ShowtellError, match="one kind"):
         estimator.calibrate(smooth, [True] * 12)
-
-
-@pytest.mark.parametrize("name", ["sd", "sd3"])
-def test_a_share_of_the_levels(name: str) -> None:
-    bridge, options = fresh(name)
-    noising = Noising(bridge, **options)
-    x, noise = latents(bridge, options, 2), latents(bridge, options, 2, 1)
-    found = [noised(noising, x, noise, level) for level in (0.1, 0.5, 0.9)]
-    assert found[0].sigma.max() < found[1].sigma.min() < found[2].sigma.min()
-    for one in found:
-        assert torch.allclose(one.latents, one.alpha * x + one.sigma * noise, atol=1e-5) and len(one.times) == 2
 
 
 def test_the_experiment_and_the_example_run(monkeypatch: pytest.MonkeyPatch) -> None:

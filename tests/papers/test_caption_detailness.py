@@ -14,8 +14,9 @@ from test_spin_diffusion import run_small
 from worlds import WorldLab
 
 from showtell.errors import ShowtellError
+from showtell.measure.curation import best
 from showtell.papers.curate import caption_detailness as module
-from showtell.papers.curate.caption_detailness import Detailness, best, corpus, coverage, detailness, ranks, seen_in
+from showtell.papers.curate.caption_detailness import Detailness, corpus, coverage, detailness, seen_in
 from showtell.train.denoising import denoising_loss, finetune
 from showtell.world import Scene, SceneObject
 
@@ -61,14 +62,12 @@ def test_filler_is_long_and_says_nothing() -> None:
     assert best(found.combined(), 0.5) == [0] and best(found.length, 0.5) == [1]
 
 
-def test_ranks_and_their_combinations() -> None:
-    assert ranks(np.array([3.0, 1.0, 3.0, 0.0, 9.0])).tolist() == [0.625, 0.25, 0.625, 0, 1]
+def test_two_ways_to_combine() -> None:
     found = Detailness(np.array([0.1, 0.5, 0.9]), np.zeros(3), np.array([3.0, 2.0, 1.0]), np.zeros(3))
     assert found.combined().tolist() == [0.5, 0.5, 0.5]
     assert found.combined("product").tolist() == [0, 0.25, 0]
     with pytest.raises(ShowtellError, match="product"):
         found.combined("sum")
-    assert best(np.array([0.3, 0.9, 0.1, 0.9]), 0.5) == [1, 3] and best(np.array([1.0, 2.0]), 0.01) == [1]
 
 
 def test_the_corpus_of_the_experiment() -> None:

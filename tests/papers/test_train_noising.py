@@ -79,3 +79,14 @@ def test_consistency_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     alpha, sigma = noising.level(torch.tensor([999]))
     # Of one level only: the teacher's answer is the target, and noise off by one is sigma / alpha in the picture.
     assert float(alone(None, batch, None)[0]) == pytest.approx(float(sigma / alpha), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+def test_a_share_of_the_levels(name: str) -> None:
+    options = {key: value for key, value in keywords(name).items() if key in ("height", "width")}
+    noising = Noising(bridge_of(name), **options)
+    x, noise = sources(), sources(1)
+    found = [noising.at_share(x, noise, share) for share in (0.1, 0.5, 0.9)]
+    assert found[0].sigma.max() < found[1].sigma.min() < found[2].sigma.min()
+    for one in found:
+        assert torch.allclose(one.latents, one.alpha * x + one.sigma * noise, atol=1e-5) and len(one.times) == 2

@@ -78,6 +78,14 @@ class Noising:
         alpha, sigma = alpha.view(shape), sigma.view(shape)
         return Noised(alpha * clean + sigma * noise, clean, noise, alpha, sigma, times)
 
+    def at_share(self, clean: Tensor, noise: Tensor, share: float) -> Noised:
+        """Clean latents at a share of the training levels, 0 to 1, whatever the model predicts."""
+        if not self.flow:
+            times = torch.full((len(clean),), round(share * (len(self.scheduler.alphas_cumprod) - 1)))
+            return self.at(clean, noise, times.to(clean.device))
+        sigma = torch.full((len(clean), *[1] * (clean.ndim - 1)), share, device=clean.device)
+        return Noised((1 - sigma) * clean + sigma * noise, clean, noise, 1 - sigma, sigma, 1000 * sigma.flatten())
+
     def level(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), (n,) each, at timesteps of the scheduler."""
         products = self.scheduler.alphas_cumprod.to(times.device)

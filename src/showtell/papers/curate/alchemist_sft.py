@@ -27,12 +27,13 @@ from showtell.bridges.base import Run, Technique
 from showtell.bridges.layout import Place
 from showtell.data.degrade import degrade
 from showtell.errors import ShowtellError
+from showtell.measure.curation import auc, sharpness
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import legibility
 from showtell.steer.maps import token_maps
 from showtell.steer.regions import positions_of
 from showtell.train.denoising import finetune
-from showtell.train.noising import Noised, Noising
+from showtell.train.noising import Noising
 from showtell.train.samples import latents_of
 from showtell.world import Scene, draw, sample
 from showtell.world.scene import BACKGROUNDS, TEXTURES
@@ -96,7 +97,7 @@ class Estimator:
         for part in latents.split(at_once):
             norms = _Norms(self.words)
             run = self.noising.run([self.prompt] * len(part), [norms])
-            at = noised(self.noising, part, noise.expand_as(part), self.level)
+            at = self.noising.at_share(part, noise.expand_as(part), self.level)
             self.noising.predict(at, self.noising.text(run.prompts), [norms], run)
             found.append(torch.cat(list(norms.found.values()), dim=1))
         return torch.cat(found).numpy()
@@ -117,38 +118,6 @@ class Estimator:
             raise ShowtellError("calibrate the estimator on labelled latents first.")
         best, signs, mean, deviation = self.chosen
         return ((self.activations(latents)[:, best] - mean) / deviation * signs).sum(1)
-
-
-def noised(noising: Noising, clean: Tensor, noise: Tensor, level: float) -> Noised:
-    """Clean latents at a share of the training levels, whatever the model predicts."""
-    if not noising.flow:
-        times = torch.full((len(clean),), round(level * (len(noising.scheduler.alphas_cumprod) - 1)))
-        return noising.at(clean, noise, times)
-    sigma = torch.full((len(clean), *[1] * (clean.ndim - 1)), level)
-    return Noised((1 - sigma) * clean + sigma * noise, clean, noise, 1 - sigma, sigma, 1000 * sigma.flatten())
-
-
-def auc(values: np.ndarray, good: np.ndarray) -> np.ndarray:
-    """Of every column of values (n, m): how often a good row has more than another one, ties counting half."""
-    one, other = values[good][:, None], values[~good][None]
-    return (one > other).mean((0, 1)) + (one == other).mean((0, 1)) / 2
-
-
-def distinct(vectors: np.ndarray, quality: np.ndarray, alike: float = 0.97) -> list[int]:
-    """Rows of unit vectors (n, d) without near duplicates: of each cluster the one of best quality stays."""
-    kept: list[int] = []
-    for i in np.argsort(-quality, kind="stable"):
-        if not kept or (vectors[kept] @ vectors[i]).max() < alike:
-            kept.append(int(i))
-    return sorted(kept)
-
-
-def sharpness(pictures: np.ndarray) -> np.ndarray:
-    """A generic measure of quality: the variance of the Laplacian of pictures (n, h, w, 3)."""
-    grey = pictures.astype(float).mean(-1)
-    inner = grey[:, 1:-1, 1:-1]
-    around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
-    return (around - 4 * inner).var((1, 2))
 
 
 def pool(count: int, seed: int = 0) -> tuple[np.ndarray, list[Scene], np.ndarray]:

@@ -24,6 +24,7 @@ import numpy as np
 from showtell import language
 from showtell.errors import ShowtellError
 from showtell.language import LanguageModel
+from showtell.measure.curation import best, ranks
 from showtell.measure.experiment import Comparison, Lab
 from showtell.train.denoising import finetune
 from showtell.train.samples import drawn, latents_of
@@ -34,7 +35,8 @@ from showtell.world.scene import BACKGROUNDS, TEXTURES
 EXAMPLE = """
 import numpy as np
 import showtell
-from showtell.papers.curate.caption_detailness import best, detailness
+from showtell.measure.curation import best
+from showtell.papers.curate.caption_detailness import detailness
 from showtell.train.denoising import finetune
 
 bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
@@ -69,13 +71,6 @@ class Detailness:
         return (one + two) / 2 if how == "mean" else one * two
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0 to 1; equal values share the mean of theirs."""
-    below = (values[:, None] > values).sum(1)
-    same = (values[:, None] == values).sum(1)
-    return (below + (same - 1) / 2) / max(len(values) - 1, 1)
-
-
 def coverage(mentioned: np.ndarray, regions: np.ndarray) -> float:
     """Share of the area of all regions (m, h, w) that mentioned ones (k, h, w) cover; 1 where there are no regions."""
     everything = regions.any(0)
@@ -93,12 +88,6 @@ def detailness(captions: Sequence[str], regions: Regions, lm: LanguageModel | st
         number = len(mentioned) / len(everything) if len(everything) else 1.0
         found.append((coverage(mentioned, everything), min(1.0, number), said, len(caption.split())))
     return Detailness(*np.array(found, dtype=float).T)
-
-
-def best(scores: np.ndarray, share: float = 0.2) -> list[int]:
-    """The rows of the best `share` of a corpus, in their order; at least one."""
-    count = max(1, round(share * len(scores)))
-    return sorted(np.argsort(-scores, kind="stable")[:count].tolist())
 
 
 def seen_in(scenes: Sequence[Scene]) -> Regions:
