@@ -8,6 +8,7 @@ import pytest
 from showtell.data.degrade import KINDS, degrade
 from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES, targets
 from showtell.errors import ShowtellError
+from showtell.measure import reading
 from showtell.measure.judge import compare, load_judge, scene_accuracy
 from showtell.measure.reading import Draft, improve
 from showtell.nets.scene_parser import OBJECT_HEADS
@@ -95,6 +96,18 @@ def test_rendering_keeps_to_what_the_network_holds_possible() -> None:
     draft = Draft.read(certain(Scene((at(RING, colour="green"),)), doubt=0.0))
     improve([draft], draw(scene))
     assert draft.things[0].colour == "green"  # but red never was
+
+
+def test_nothing_is_drawn_twice_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Scene] = []
+    monkeypatch.setattr(reading, "draw", lambda scenes, size: drawn.extend(scenes) or draw(scenes, size))
+    scene = Scene((at(RING, texture="striped"), at(STAR, x=0.7)), background="sky")
+    draft = Draft.read(certain(scene, doubt=0.05))
+    draft.things = [at(draft.things[0], x=0.22), draft.things[1]]
+    reading.improve([draft], draw(scene))
+    assert scene.matches(draft.scene()) and abs(draft.things[0].x - scene.objects[0].x) < 0.01
+    within = [one for one in drawn if len(one.objects) <= 2]  # further objects are tried by a stricter measure
+    assert len(within) > 50 and len(set(within)) == len(within)
 
 
 def test_degraded_pictures_differ_by_their_strength_and_seed() -> None:

@@ -19,6 +19,9 @@ ADDED = 0.97  # an object that the network did not report must bring the error b
 _STEP = 1 / 64
 
 
+Shown = tuple[tuple[SceneObject, ...], tuple[str, ...]]
+
+
 @dataclass
 class Draft:
     """A reading that may still change: the objects' slots and values, the scene's values, and the probabilities."""
@@ -47,6 +50,10 @@ class Draft:
 
     def scene(self) -> Scene:
         return Scene(tuple(self.things), word=self.word, **self.rest)
+
+    def key(self) -> Shown:
+        """What is drawn of it, as something to look up."""
+        return tuple(self.things), tuple(self.rest.values())
 
     def confidence(self) -> float:
         """Product of the network's probabilities of everything that was read, in [0, 1]."""
@@ -86,24 +93,34 @@ Change = Callable[[Draft], Draft]
 def improve(drafts: list[Draft], images: np.ndarray, sweeps: int = 2) -> None:
     """Changes each draft in place, one coordinate at a time, wherever the drawing comes closer to its image.
 
-    images: uint8 (n, h, w, 3). Every plausible value is tried; all images are drawn together.
+    images: uint8 (n, h, w, 3). Every plausible value is tried; all images are drawn together. What was drawn once and
+    is not what stands is not drawn again: it would be rejected again, since errors of what stands only fall.
     """
     wanted = images.astype(np.float32)
     best = _errors([draft.scene() for draft in drafts], wanted, np.arange(len(drafts)))
+    drawn = [{draft.key()} for draft in drafts]
     for _ in range(sweeps):
         for propose in _COORDINATES:
             queues = [list(propose(draft)) for draft in drafts]
             for turn in range(max(map(len, queues), default=0)):
                 tried = [(i, change) for i, queue in enumerate(queues) if turn < len(queue) for change in queue[turn]]
-                _keep_best(drafts, tried, wanted, best, ADDED if propose is _additions else 1.0)
+                _keep_best(drafts, tried, wanted, best, drawn, ADDED if propose is _additions else 1.0)
 
 
 def _keep_best(
-    drafts: list[Draft], tried: list[tuple[int, Change]], wanted: np.ndarray, best: np.ndarray, share: float
+    drafts: list[Draft],
+    tried: list[tuple[int, Change]],
+    wanted: np.ndarray,
+    best: np.ndarray,
+    drawn: list[set[Shown]],
+    share: float,
 ) -> None:
-    made = [(i, change(drafts[i])) for i, change in tried]
+    made = [(i, draft) for i, change in tried if (draft := change(drafts[i])).key() not in drawn[i]]
     if not made:
         return
+    if share == 1:  # what has to do better than that may yet do well enough elsewhere
+        for i, draft in made:
+            drawn[i].add(draft.key())
     errors = _errors([draft.scene() for _, draft in made], wanted, np.array([i for i, _ in made]))
     for (i, draft), error in sorted(zip(made, errors, strict=True), key=lambda pair: -pair[1]):
         if error < share * best[i] - 1e-3:

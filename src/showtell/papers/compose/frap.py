@@ -7,10 +7,10 @@ step costs one evaluation of the network and a backward pass through it.
 
 Faithful: weighing around the empty prompt's states, the two losses on Gaussian-smoothed maps of the 16x16 level, one
 update a step that the next step uses, the first half of the steps, weights frozen afterwards.
-Ours: step size and bounds (the paper's were not to be had), maps of words that are several tokens are averaged, noun
-phrases are found by `steer.phrases` instead of spaCy. Where a model pads no text, the empty prompt's last token stands
-for its padding. Pooled text embeddings have no tokens and stay as they are. Not measured: realism (an FID needs far
-more images than this).
+Ours: step size and bounds (the paper's were not to be had; with steps of 1 weights jump between these bounds), maps
+of words that are several tokens are averaged, noun phrases are found by `steer.phrases` instead of spaCy. Where a
+model pads no text, the empty prompt's last token stands for its padding. Pooled text embeddings have no tokens and
+stay as they are. Not measured: realism (an FID needs far more images than this).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Frap(Technique):
 
     def __init__(
         self,
-        step_size: float = 1.0,
+        step_size: float = 0.1,
         binding: float = 1.0,
         until: float = 0.5,
         bounds: tuple[float, float] = (0.6, 1.4),
