@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from showtell.bridges.base import Run, Technique
 from showtell.errors import ShowtellError
+from showtell.measure.conditions import condition
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, Prompt, PromptSet
 from showtell.nets.multi_control import MultiControlEncoder
@@ -35,7 +36,6 @@ from showtell.train.noising import Noising
 from showtell.train.samples import drawn, latents_of
 from showtell.train.trainer import fit
 from showtell.world import Scene, sample
-from showtell.world.draw import edges, masks
 
 EXAMPLE = """
 import showtell
@@ -152,23 +152,11 @@ def train(
     control.eval()
 
 
-def condition(scene: Scene, which: Sequence[int], kind: str, alone: bool) -> np.ndarray:
-    """A picture (64, 64, 3) of some of a scene's objects by "edges" or "mask"; alone: as if there were no others."""
-    part = Scene(tuple(scene.objects[i] for i in which)) if alone else scene
-    chosen = list(range(len(which)) if alone else which)
-    shown: np.ndarray = (masks(part)[chosen] > 0.5).max(0)
-    values = shown.astype(float)
-    if kind == "edges":
-        near = nn.functional.max_pool2d(torch.from_numpy(values)[None], 3, 1, 1)[0].numpy()  # outlines lie on the rim
-        values = edges(part) * near
-    return (255 * np.repeat(values[..., None], 3, axis=2)).astype(np.uint8)
-
-
 def overlapping(count: int, seed: int, split: str) -> list[Scene]:
     return sample(count, seed, split, 2, distinct=("shape", "colour"), relation=("in front of", "behind"), **PLAIN)
 
 
-SCENES, STEPS, BATCH, RATE, SAMPLING, WIDTH, LEVELS = 512, 160, 16, 1e-3, 10, 96, 3
+SCENES, STEPS, BATCH, RATE, SAMPLING, WIDTH, LEVELS = 320, 160, 16, 1e-3, 10, 96, 3
 
 
 def experiment(lab: Lab) -> list[Comparison]:
