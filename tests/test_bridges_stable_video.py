@@ -71,9 +71,12 @@ def test_equal_to_the_pipeline() -> None:
     assert np.abs(ours(1, decode_chunk_size=2) - theirs(1, decode_chunk_size=2)).max() <= 1e-4
 
 
-def test_equal_with_another_scheduler() -> None:
+@pytest.mark.parametrize(
+    "scheduler", [diffusers.EulerDiscreteScheduler, diffusers.HeunDiscreteScheduler, diffusers.DDIMScheduler]
+)
+def test_equal_on_other_schedulers(scheduler: Any) -> None:
     made = fresh(pipeline)
-    made.scheduler = diffusers.EulerDiscreteScheduler(prediction_type="epsilon")
+    made.scheduler = scheduler(prediction_type="v_prediction")
     assert np.abs(ours(2, made) - theirs(2, made)).max() <= 1e-4
 
 
