@@ -2,11 +2,9 @@
 
     python benchmarks/bridges.py [--rounds 15] [--family sd]
 
-Prints, per family, the median CPU seconds (one thread, so that a busy machine disturbs little) of the
-pipeline, of the bridge (its kept text encodings forgotten
-before every
-call, and kept), and of the bridge with a technique that reads maps at a quarter of the layers; ratios are
-of medians.
+Prints, per family, the median CPU seconds (one thread, so that a busy machine disturbs little) of the pipeline, of the
+bridge (its kept text encodings forgotten before every call, and kept), and of the bridge with a technique that reads
+maps at a quarter of the layers; ratios are of medians.
 """
 
 from __future__ import annotations
