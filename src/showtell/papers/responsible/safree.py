@@ -18,7 +18,8 @@ Does not hold here: the base goes on drawing the shape. Checked on validation pr
 them, so there is something to guard against; words are found and moved (shifts of 0.30-0.64, the range that the gate is
 made for), but the gate then guards 3 or 4 of 20 steps of prompts that name the shape alone and none of those that name
 two, as its settings are for another text encoder; guarded at every step, the shape falls from 83 % to 50 % of the
-latter, and stays in all of the former.
+latter, and stays in all of the former. What remains of the negative prompt's lead is partly the judges': they take
+deformed stars for other shapes.
 """
 
 from __future__ import annotations
