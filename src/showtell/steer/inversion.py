@@ -135,7 +135,8 @@ class SDEdit(Technique):
 
     def start(self, run: Any, latents: torch.Tensor) -> None:
         state = run.state(self)
-        state.clean, state.noise = _clean(self.clean, latents), latents / getattr(run.scheduler, "init_noise_sigma", 1.0)
+        state.clean = _clean(self.clean, latents)
+        state.noise = latents / getattr(run.scheduler, "init_noise_sigma", 1.0)
         state.first = len(run.timesteps) - round(self.strength * len(run.timesteps))
 
     def latents(self, run: Any, latents: torch.Tensor) -> torch.Tensor | None:
