@@ -7,10 +7,10 @@ everything else is drawn by the model as it was.
 
 Faithful: residuals A B on those projections of an otherwise frozen model, nothing at the start, the denoising loss on
 "a photo of V* class" without regularisation pictures; localised sampling by each block's own maps of the concept's
-words, made binary, in every step. Ours: the threshold (mean and half a deviation of each map; the paper's was not to be
-had); the residual is left out of what is drawn without words, too, outside the mask. In transformers the projection is
-that of a block's feed-forward network. Scaled down: a shape in an unseen colour and texture, the miniature UNet; V* is
-a new word that begins as a colour, as the base draws nothing whose colour is not said.
+words, made binary, in every step. Ours: the threshold (the mean of each map; the paper's was not to be had); the
+residual is left out of what is drawn without words, too, outside the mask. In transformers the projection is that of a
+block's feed-forward network. Scaled down: a shape in an unseen colour and texture, the miniature UNet; V* is a new word
+that begins as a colour, as the base draws nothing whose colour is not said.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Localised(Technique):
     map above its mean.
     """
 
-    def __init__(self, words: str, threshold: float = 0.5) -> None:
+    def __init__(self, words: str, threshold: float = 0.0) -> None:
         self.words, self.threshold = words, threshold
 
     def start(self, run: Run, latents: Tensor) -> None:
@@ -140,7 +140,7 @@ class AnyPlace(Localised):
         return found.flatten()[order].view_as(found)
 
 
-STEPS, RANK, RATE, SAMPLING = 300, 16, 1e-2, 15
+STEPS, RANK, RATE, SAMPLING = 400, 32, 1e-2, 15
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
