@@ -135,12 +135,12 @@ def pool(count: int, seed: int = 0) -> tuple[np.ndarray, list[Scene], np.ndarray
     return pictures, scenes, kinds < 2
 
 
-POOL, LABELLED, KEPT, STEPS, BATCH, RATE, SAMPLING = 480, 40, 80, 120, 16, 5e-5, 10
+POOL, LABELLED, KEPT, STEPS, BATCH, RATE, SAMPLING = 480, 40, 80, 120, 16, 2e-5, 10
 KEYWORDS = "a large striped red star above a dotted blue ring on a meadow background"
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    prompts, base = lab.prompts("long"), lab.base("unet")
+    prompts, base = lab.prompts("pairs"), lab.base("unet")
     pictures, scenes, good = pool(POOL, lab.seed)
     latents, captions = latents_of(base, list(pictures)), [scene.caption() for scene in scenes]
 
