@@ -33,7 +33,18 @@ class Prompts:
         self.scenes = [Scene.parse(text) for text in self.texts]
         self.boxes = [boxes(scene) for scene in self.scenes]
         self.phrases = [[english.a(stated(thing)) for thing in scene.objects] for scene in self.scenes]
-        for metric in ("whole", "objects", "binding", "complete", "relations", "attributes", "count", "placed", "look", "true_facts"):
+        for metric in (
+            "whole",
+            "objects",
+            "binding",
+            "complete",
+            "relations",
+            "attributes",
+            "count",
+            "placed",
+            "look",
+            "true_facts",
+        ):
             setattr(self, metric, self.brightness)
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from showtell import files
 from showtell.bridges.adapter import Adapter
 from showtell.bridges.base import Bridge, Run, Text, as_list, spread
 from showtell.bridges.diffusion import DiffusionBridge
@@ -267,6 +268,7 @@ class EmbeddedBridge(DiffusionBridge):
     def save(self, directory: str | Path) -> None:
         """Writes weights, tokenizer and word list; `showtell.load(directory)` reads them back."""
         self.model.save_pretrained(directory)
+        files.share(directory)
         self.reader.codec.tokenizer.save_pretrained(directory)
         (Path(directory) / "words.json").write_text(json.dumps(sorted(self.reader.known), ensure_ascii=False))
 

@@ -175,6 +175,8 @@ class Lab:
         so that every `lab.seed` has it in common. sizes: what else it depends on, such as n=lab.n.
         A `make` that lives outside the paper's file is shared by all papers that name it.
         """
+        import torch
+
         from showtell.train import checkpoint
 
         self.trainings += 1
@@ -188,7 +190,8 @@ class Lab:
             kept = None
         if kept is not None and unchanged(kept[1]["weights"]):
             return kept[0]
-        tensors = _state_dict(make(seed) if _takes_seed(make) else make())
+        with torch.enable_grad():  # an arm may be drawn without gradients; training needs them
+            tensors = _state_dict(make(seed) if _takes_seed(make) else make())
         checkpoint.save(folder, tensors, {"key": named, "weights": self.weights})
         return tensors
 

@@ -261,6 +261,7 @@ def save(model: Any, target: Path, recipe: Recipe, card: dict[str, Any]) -> None
     """Writes the checkpoint in bfloat16 with its card, and tokenizer and word list for models of text."""
     model = model.to("cpu", torch.bfloat16)
     model.save_pretrained(target)
+    files.share(target)
     if recipe.text:
         from showtell.weights import folder
 
@@ -306,6 +307,7 @@ def fit_emoji_eye(target: Path, draws: int = 6, seed: int = 0) -> None:
         model.project.weight.copy_(torch.from_numpy(vectors).T)
         model.project.bias.copy_(torch.from_numpy(-clean.mean(axis=0) @ vectors))
     model.to(torch.bfloat16).save_pretrained(target)
+    files.share(target)
     card = {"recipe": "emoji-eye", "data": "emoji", "seed": seed, "samples": draws * len(clean)}
     card |= {"about": "emoji retrieval model, a linear discriminant", "parameters": model.project.weight.numel()}
     files.write(target / "card.json", json.dumps(card, indent=1) + "\n")
