@@ -1,5 +1,6 @@
 """The trainer learns, averages, saves, is killed, goes on, and refuses what it must refuse."""
 
+import copy
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from torch import nn
 from showtell import ShowtellError
 from showtell.train import Pool, Stream, checkpoint, fit
 from showtell.train.batches import iterate
-from showtell.train.trainer import _decay_groups
+from showtell.train.trainer import MUON_RATE, _decay_groups
 
 TRUE = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
 
@@ -144,6 +145,41 @@ def test_norms_biases_and_embeddings_do_not_decay():
         "convolution.bias",
         "pos_embed",
     }
+
+
+def test_muon_moves_matrices_along_an_orthogonal_direction_and_the_rest_as_adamw():
+    def moved(optimizer):
+        model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, 1))
+        before = copy.deepcopy(model.state_dict())
+        train(model, steps=1, lr=0.001, warmup=0, optimizer=optimizer, weight_decay=0.0, ema=None)
+        return {name: value - before[name] for name, value in model.state_dict().items()}
+
+    torch.manual_seed(0)
+    muon = moved("muon")
+    singular = torch.linalg.svdvals(muon["0.weight"])
+    assert singular.max() < 2 * singular.min()  # Newton and Schulz bring them near one another, between 0.7 and 1.2
+    # With match_rms the change of an entry is 0.2 of the rate, times MUON_RATE, if all directions are moved alike.
+    size = muon["0.weight"].square().mean().sqrt()
+    assert size == pytest.approx(0.2 * MUON_RATE * 0.001, rel=0.3)
+    torch.manual_seed(0)
+    adamw = moved("adamw")
+    assert torch.equal(muon["1.bias"], adamw["1.bias"])
+    assert not torch.equal(muon["0.weight"], adamw["0.weight"])
+
+
+def test_muon_continued_is_bit_identical(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stopping(model):
+        raise Stop
+
+    whole = train(optimizer="muon")
+    with pytest.raises(Stop):
+        train(optimizer="muon", out=tmp_path, save_every=4, evaluate=stopping, evaluate_every=6)
+    continued = train(optimizer="muon", out=tmp_path, save_every=4, resume=True)
+    assert same(whole.model, continued.model)
+    assert not same(whole.model, train().model)
 
 
 def test_two_accumulated_batches_are_one_batch_of_twice_the_size():

@@ -1,4 +1,4 @@
-"""The one trainer: AdamW, warm-up and schedule, averaged weights, bfloat16, bit-exact checkpoints.
+"""The one trainer: AdamW or Muon, warm-up and schedule, averaged weights, bfloat16, bit-exact checkpoints.
 
 Everything random in step n (the batch, the loss's generator, dropout) is seeded by (seed, n), so a checkpoint
 needs no random states, and evaluating, logging or being killed in between changes nothing.
@@ -35,6 +35,7 @@ Loss = Callable[[Any, Batch, torch.Generator], tuple[Tensor, Mapping[str, Any]]]
 Evaluate = Callable[[Any], Mapping[str, float]]
 Row = dict[str, float]
 Settings = dict[str, Any]
+MUON_RATE = 8  # times AdamW's: best of 1, 3 and 8 on the mmdit base, 500 steps
 
 
 @dataclass
@@ -65,6 +66,7 @@ def fit(
     schedule: Literal["cosine", "constant", "wsd"] = "cosine",
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.999),
+    optimizer: Literal["adamw", "muon"] = "adamw",
     clip: float | None = 1.0,
     accumulate: int = 1,
     ema: float | None = 0.999,
@@ -89,6 +91,9 @@ def fit(
     then falls to 0 along a cosine, stays ("constant"), or stays and falls linearly in the last fifth ("wsd").
     Norms, biases and embeddings do not decay. `clip` bounds the gradient norm; `accumulate` batches make one
     step. At step n the averaged weights go 1 - min(ema, n / (n + 9)) of the way to the trained ones.
+    optimizer: "muon" moves the matrices that decay along the orthogonalised momentum (torch.optim.Muon,
+    arXiv 2502.16982 for its size, here MUON_RATE times AdamW's), the other weights as AdamW does; transformers
+    then learn from two to three times fewer samples.
 
     out: a folder for checkpoint.safetensors, written every `save_every` steps, at the end, and on SIGINT or
     SIGTERM (which raise KeyboardInterrupt after the step), and for the history, log.jsonl.
@@ -114,6 +119,7 @@ def fit(
         "schedule": schedule,
         "weight decay": weight_decay,
         "betas": betas,
+        "optimizer": optimizer,
         "clip": clip,
         "accumulate": accumulate,
         "ema": ema,
@@ -189,10 +195,7 @@ class _Run:
             raise ShowtellError("no parameter of the model requires gradients; there is nothing to train")
         if wrong := [name for name, p in self.trained.items() if p.dtype is not torch.float32]:
             raise ShowtellError(f"trained weights must be float32, {wrong[0]} is not; call model.float()")
-        # Fused: one pass over the weights; on a CPU six times as fast as the default.
-        groups = _decay_groups(model, settings["weight decay"])
-        self.optimizer = torch.optim.AdamW(groups, lr=settings["lr"], betas=settings["betas"], fused=True)
-        self.optimizer.zero_grad()
+        self.optimizers = _optimizers(model, settings)
         # Autocast and DDP. Its wrapper of the optimizer serves float16 and sharding, and takes 0.5 ms a step.
         self.module = accelerator.prepare(_Step(model, loss, compile))
         self.average = [p.detach().clone() for p in self.trained.values()] if settings["ema"] else []
@@ -230,11 +233,12 @@ class _Run:
             total += value.detach() / parts
             size = settings["batch size"] or len(next(iter(batch.values())))
             self.lap_samples += size * accelerator.num_processes
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
         norm = accelerator.clip_grad_norm_(self.trained.values(), settings["clip"] or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate() * (MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1)
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         if self.average:
             move = get_ema_multi_avg_fn(min(settings["ema"], self.step / (self.step + 9)))
@@ -274,7 +278,7 @@ class _Run:
                 step, lr = self.step - count + i + 1, self.settings["lr"]
                 raise ShowtellError(f"the {what} is not finite at step {step}; a lower lr than {lr:g} may help")
         row: Row = {"step": self.step, "loss": sum(losses) / count, **dict(zip(named, values[2 * count :]))}
-        row |= {"grad_norm": sum(norms) / count, "lr": self.optimizer.param_groups[0]["lr"]}
+        row |= {"grad_norm": sum(norms) / count, "lr": self.optimizers[0].param_groups[0]["lr"]}
         row["samples_per_second"] = round(self.lap_samples / (time.perf_counter() - self.lap), 1)
         self.losses, self.norms, self.logs = [], [], []
         self._next_lap()
@@ -333,8 +337,8 @@ class _Run:
         tensors |= {f"ema.{name}": tensor for name, tensor in zip(self.trained, self.average)}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best_weights.items()}
         for name, p in self.trained.items():
-            moments = self.optimizer.state[p]
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments.items()}
+            moments = [item for optimizer in self.optimizers for item in optimizer.state.get(p, {}).items()]
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in moments}
         own = {"step": self.step, "seconds": self.seconds(), "samples": self.samples, "best": self.best}
         return tensors, {"settings": self.settings, "history": self.history, **own}
 
@@ -351,11 +355,12 @@ class _Run:
         self.model.load_state_dict(parts["model"])
         for name, average in zip(self.trained, self.average):
             average.copy_(parts["ema"][name])
+        owners = {id(p): o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         for name, tensor in parts["optimizer"].items():
             key, name = name.split(".", 1)
             p = self.trained[name]
             place = torch.empty_like(p if tensor.shape == p.shape else tensor, device=p.device)
-            self.optimizer.state[p][key] = place.copy_(tensor)
+            owners[id(p)].state[p][key] = place.copy_(tensor)
         self.step, self.samples, self.seconds_before = state["step"], state["samples"], state["seconds"]
         self.history, self.best_weights = state["history"], parts["best"]
         self.best = (state["best"][0], state["best"][1]) if state["best"] else None
@@ -371,7 +376,8 @@ def _check(settings: Settings, evaluate: Evaluate | None, **counts: int) -> None
         raise ShowtellError(f"ema is {settings['ema']}; it must lie between 0 and 1, or be None")
     if settings["seed"] < 0:
         raise ShowtellError(f"seed is {settings['seed']}; it must be at least 0")
-    for name, known in (("schedule", ("cosine", "constant", "wsd")), ("precision", ("bf16", "no"))):
+    choices = {"schedule": ("cosine", "constant", "wsd"), "precision": ("bf16", "no"), "optimizer": ("adamw", "muon")}
+    for name, known in choices.items():
         if settings[name] not in known:
             raise ShowtellError(f"unknown {name} {settings[name]!r}; use one of: {', '.join(known)}")
     keep = settings["keep"]
@@ -409,6 +415,26 @@ def _shapes(model: nn.Module) -> str:
     return f"{_name(model)} of {count} parameters ({sha256(shapes.encode()).hexdigest()[:8]})"
 
 
+def _optimizers(model: nn.Module, settings: Settings) -> list[torch.optim.Optimizer]:
+    """AdamW, after which Muon may come with the matrices that decay."""
+    groups = _decay_groups(model, settings["weight decay"])
+    made: list[torch.optim.Optimizer] = []
+    if settings["optimizer"] == "muon":
+        matrices = [p for group in groups if group["decays"] for p in group["params"] if p.ndim == 2]
+        taken = {id(p) for p in matrices}
+        groups = [group | {"params": [p for p in group["params"] if id(p) not in taken]} for group in groups]
+        # Its decay is a share of its own, larger rate.
+        decay = settings["weight decay"] / MUON_RATE
+        made = [torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw")] if matrices else []
+    # Fused: one pass over the weights; on a CPU six times as fast as the default.
+    others = [group for group in groups if group["params"]]
+    adamw = torch.optim.AdamW(others, lr=settings["lr"], betas=settings["betas"], fused=True) if others else None
+    made = [adamw, *made] if adamw else made
+    for optimizer in made:
+        optimizer.zero_grad()
+    return made
+
+
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels decay; norms, biases and embeddings (tied, or bare as pos_embed, too) do not."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -417,4 +443,5 @@ def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
         if p.requires_grad:
             own_name = name.rsplit(".", 1)[-1]
             groups[p.ndim >= 2 and id(p) not in embeddings and "embed" not in own_name].append(p)
-    return [{"params": groups[d], "weight_decay": weight_decay if d else 0.0} for d in (True, False) if groups[d]]
+    decay = {True: weight_decay, False: 0.0}
+    return [{"params": groups[d], "weight_decay": decay[d], "decays": d} for d in decay if groups[d]]

@@ -296,6 +296,7 @@ def predict_with_dit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dic
     )[0]
 
 
+MUON = {"optimizer": "muon", "weight_decay": 0.1}
 RECIPES: dict[str, Recipe] = {
     "unet": Recipe(
         "Stable Diffusion: text-conditional UNet on latents",
@@ -303,11 +304,11 @@ RECIPES: dict[str, Recipe] = {
     ),
     "mmdit": Recipe(
         "Stable Diffusion 3: joint attention of text and image, rectified flow",
-        mmdit, prompted_latents(text.clip_tokenizer), flow_loss, 5500, 48, 1.5e-3,
+        mmdit, prompted_latents(text.clip_tokenizer), flow_loss, 10000, 64, 1.5e-3, options=MUON,
     ),
     "dit": Recipe(
         "PixArt: transformer with cross-attention to a T5 text",
-        dit, prompted_latents(text.t5_tokenizer), noise_loss, 8000, 48, 1.5e-3,
+        dit, prompted_latents(text.t5_tokenizer), noise_loss, 10000, 64, 1.5e-3, options=MUON,
     ),
     "editor": Recipe(
         "InstructPix2Pix: an image changed as an instruction says, begun from unet",
