@@ -62,11 +62,53 @@ def _file_hash(path: str, size: int, modified: int) -> str:
 
 
 def code_hash(path: Path) -> str:
-    """Hash of a module of the package and of the modules of the package that it imports itself.
+    """Hash of the code of a module that decides a result: what `experiment` reaches there by name, and what each name
+    that this imports from the package reaches in its own module. A module without an experiment counts as a whole.
 
     Lines of comment, docstrings, blank lines and the EXAMPLE of a paper do not count: they cannot change a result.
     """
-    return _hash_of({path, *_imported(path)})
+    own = _read(path)
+    roots = {"experiment"} if any("experiment" in part.defines for part in own.parts) else None
+    wanted: dict[Path, set[str] | None] = {}
+    for module, name in _needs(own, roots):
+        if (file := _file(module)) is None or file == path:
+            continue
+        known = wanted.setdefault(file, set())
+        wanted[file] = None if name is None or known is None else known | {name}
+    named = [(_module(path), _text(own, roots))]
+    named += sorted((_module(file), _text(_read(file), names)) for file, names in wanted.items())
+    return digest(*(f"{name}\n{text}" for name, text in named))
+
+
+def _reached(source: _Source, roots: set[str] | None) -> list[_Part]:
+    """The top-level statements that these names need; what defines nothing is always run. None: all of them."""
+    if roots is None:
+        return list(source.parts)
+    names = set(roots)
+    while True:
+        parts = [part for part in source.parts if part.defines & names or not part.defines]
+        more = names.union(*(part.uses | {name for name, _ in part.members} for part in parts))
+        if more == names:
+            return parts
+        names = more
+
+
+def _text(source: _Source, roots: set[str] | None) -> str:
+    return "\n".join(part.text for part in _reached(source, roots) if part.text and not part.imports)
+
+
+def _needs(source: _Source, roots: set[str] | None) -> set[tuple[str, str | None]]:
+    """(module, name) of what the reached statements import from the package; name None: the module as a whole."""
+    parts = _reached(source, roots)
+    bare = set().union(*(part.uses for part in parts))
+    members = set().union(*(part.members for part in parts))
+    found: set[tuple[str, str | None]] = set()
+    for bound, module, name in set().union(*(part.inner | part.imports for part in parts)):
+        if name is not None or bound in bare:
+            found |= {(module, name)} if bound in bare or any(one == bound for one, _ in members) else set()
+        else:
+            found |= {(module, attribute) for one, attribute in members if one == bound}
+    return found
 
 
 def deep_hash(path: Path) -> str:
@@ -109,6 +151,23 @@ def _file(module: str) -> Path | None:
     return None
 
 
+_Import = tuple[str, str, str | None]
+"""The name that an import binds, the module of this package that it is from, its name there; None: the module."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A top-level statement: its text, the names that it defines, the names that it uses, those of which it uses a
+    member (name, member), and its imports; `inner` are those inside a function."""
+
+    text: str
+    defines: frozenset[str]
+    uses: frozenset[str]
+    members: frozenset[tuple[str, str]]
+    imports: frozenset[_Import]
+    inner: frozenset[_Import]
+
+
 @dataclass(frozen=True)
 class _Source:
     """essence: the text without what cannot change a result. imported: modules of this package that it imports, in
@@ -116,6 +175,7 @@ class _Source:
 
     essence: str
     imported: frozenset[str]
+    parts: tuple[_Part, ...]
 
 
 def _read(path: Path) -> _Source:
@@ -127,22 +187,42 @@ def _parsed(path: str, modified: int) -> _Source:
     """Works on the text, since dumps of a syntax tree differ between versions of Python."""
     source, module = Path(path).read_text(encoding="utf-8"), _module(Path(path))
     package = module if Path(path).name == "__init__.py" else module.rpartition(".")[0]
-    lines = source.splitlines()
+    lines, tree = source.splitlines(), ast.parse(source)
     silent: set[int] = set()
     inside: set[int] = set()  # lines that continue a text, where # starts no comment
-    imported: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name for alias in node.names if _file(alias.name)}
-        elif isinstance(node, ast.ImportFrom):
-            imported |= _named(node, package)
-        elif isinstance(node, ast.Constant | ast.JoinedStr):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant | ast.JoinedStr):
             inside |= set(range(node.lineno, node.end_lineno or 0))
         for part in _silent(node):
             silent |= set(range(part.lineno - 1, part.end_lineno or part.lineno))
     silent |= {row for row, line in enumerate(lines) if line.lstrip().startswith("#") and row not in inside}
-    kept = [line.rstrip() for row, line in enumerate(lines) if line.strip() and row not in silent]
-    return _Source("\n".join(kept), frozenset(imported - {module, "showtell"}))
+    kept = {row: line.rstrip() for row, line in enumerate(lines) if line.strip() and row not in silent}
+    parts = tuple(_part(node, kept, package) for node in tree.body)
+    imported = frozenset().union(*({home for _, home, _ in part.imports | part.inner} for part in parts))
+    return _Source("\n".join(kept.values()), imported - {module, "showtell"}, parts)
+
+
+def _part(node: ast.stmt, kept: dict[int, str], package: str) -> _Part:
+    first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
+    text = "\n".join(kept[row] for row in range(first - 1, node.end_lineno or first) if row in kept)
+    inside = list(ast.walk(node))
+    of_members = [one for one in inside if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
+    members = frozenset((one.value.id, one.attr) for one in of_members if isinstance(one.value, ast.Name))
+    taken = {id(one.value) for one in of_members}
+    names = [one for one in inside if isinstance(one, ast.Name)]
+    uses = frozenset(one.id for one in names if id(one) not in taken)
+    statements = [one for one in inside if isinstance(one, ast.Import | ast.ImportFrom)]
+    imports = frozenset().union(*(_named(one, package) for one in statements))
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        bound = frozenset((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        return _Part(text, bound, frozenset(), frozenset(), imports, frozenset())
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        defines = frozenset({node.name})
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        defines = frozenset(one.id for one in names if isinstance(one.ctx, ast.Store))
+    else:
+        defines = frozenset()
+    return _Part(text, defines, uses, members, frozenset(), imports)
 
 
 def _silent(node: ast.AST) -> list[ast.stmt]:
@@ -160,13 +240,21 @@ def _is_example(part: ast.stmt) -> bool:
     return isinstance(part, ast.Assign) and [getattr(target, "id", None) for target in part.targets] == ["EXAMPLE"]
 
 
-def _named(node: ast.ImportFrom, package: str) -> set[str]:
-    """The modules of this package behind `from ... import ...`."""
+def _named(node: ast.Import | ast.ImportFrom, package: str) -> set[_Import]:
+    """What an import takes from this package."""
+    if isinstance(node, ast.Import):
+        return {(alias.asname or alias.name, alias.name, None) for alias in node.names if _file(alias.name)}
     base = node.module or ""
     if node.level:
         above = package.split(".")[: len(package.split(".")) - node.level + 1]
         base = ".".join([*above, *([base] if base else [])])
-    return {_home(base, alias.name) for alias in node.names} if base.split(".")[0] == "showtell" else set()
+    if base.split(".")[0] != "showtell":
+        return set()
+    found: set[_Import] = set()
+    for alias in node.names:
+        home = _home(base, alias.name)
+        found.add((alias.asname or alias.name, home, None if home == f"{base}.{alias.name}" else alias.name))
+    return found
 
 
 @lru_cache(maxsize=4096)
