@@ -275,7 +275,7 @@ class Mapped(Technique):
 
 @pytest.fixture
 def named(monkeypatch):
-    kinds = {"frap": Weigh, "bounded_attention": Regions, "isolated_diffusion": Mapped}
+    kinds = {"frap": Weigh, "bounded_attention": Regions, "spdiffusion": Mapped}
     monkeypatch.setattr(using, "technique_of", lambda paper: kinds[paper.slug])
 
 
@@ -307,13 +307,36 @@ def test_options_that_cannot_be_are_refused(named, spec, message):
 
 def test_boxes_that_were_not_given_come_from_the_planner(named):
     prompts = ["a red ring left of a blue star", "a green square"]
-    [regions, boxes] = using.techniques(["bounded_attention", "isolated_diffusion"], prompts)
+    [regions, boxes] = using.techniques(["bounded_attention", "spdiffusion"], prompts)
     [[ring, star], [square]] = regions.regions
     assert ring.prompt.endswith("red ring") and ring.where[2] <= star.where[0] + 0.2
     assert square.prompt.endswith("green square")
     assert [list(one) for one in boxes.boxes] == [[ring.prompt, star.prompt], [square.prompt]]
-    [own] = using.techniques(["isolated_diffusion:boxes={'red ring': (0, 0, 1, 1)}"], prompts)
+    [own] = using.techniques(["spdiffusion:boxes={'red ring': (0, 0, 1, 1)}"], prompts)
     assert own.boxes == {"red ring": (0, 0, 1, 1)}
+
+
+def test_papers_read_what_they_need_from_the_prompts():
+    """What a paper has to know of a prompt besides boxes, its `for_prompts` takes from the language model."""
+    prompts = ["a red ring left of a blue star", "a striped green square"]
+    [parts] = using.techniques(["isolated_diffusion"], prompts)
+    assert parts.parts[1][1] == ["a striped square", "a green square"]
+    [graphs] = using.techniques(["shyi:until=0.3"], prompts)
+    assert graphs.until == 0.3 and [len(split.entities) for split in graphs.splits] == [2, 1]
+    [demanded] = using.techniques(["noise_refinement"], prompts)
+    assert len(demanded.wanted) == 2 and demanded.failed is None
+    regions, enhanced = using.techniques(["mccd:ratio=0.5"], prompts)
+    assert [len(one) for one in regions.regions] == [3, 2] and len(enhanced.named) == 2
+    [planned] = using.techniques(["rag_diffusion:hard=1"], prompts)
+    assert planned.hard == 1 and [len(one) for one in planned.parts] == [2, 1]
+    [weights] = using.techniques(["elbo_t2ialign:strength=1.5"], prompts)
+    assert type(weights).__name__ == "PhraseWeights" and weights.strength == 1.5
+    with pytest.raises(ShowtellError, match="samples more than once"):
+        using.techniques(["divcon"], prompts)
+    with pytest.raises(ShowtellError, match="has no option 'strenght'"):
+        using.techniques(["elbo_t2ialign:strenght=1"], prompts)
+    with pytest.raises(ShowtellError, match="both make the guided prediction anew"):
+        using.techniques(["mccd", "isolated_diffusion"], prompts)
 
 
 def test_generate_uses_what_was_named(named, run, monkeypatch, tmp_path):

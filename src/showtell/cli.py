@@ -473,12 +473,17 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each method.")] = 3,
     prompts: Annotated[int, typer.Option(min=1, help="How many prompts.")] = 64,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A plot of accuracy against cost.")] = None,
+    pairs: Annotated[bool, typer.Option("--pairs", help="Every two of the methods together instead.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A plot of accuracy against cost; of pairs, a page in Markdown.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """All methods of a shelf side by side: the same prompts, base and seeds; accuracy, time, evaluations, memory."""
     from showtell.reproduce import compare as side_by_side
 
+    if pairs:
+        return _pairs(shelf, task, base, metric, prompts, seeds, seed, out, as_json)
     if out is not None:
         _image_out(out)
     with _progress() as show:
@@ -487,6 +492,24 @@ def compare(
         print(f"{name}: {why}", file=sys.stderr)
     if out is not None:
         side_by_side.plot(found, out)
+    _print(found.record()) if as_json else _table(*found.table())
+
+
+def _pairs(
+    shelf: str, task: str, base: str, metric: str, prompts: int, seeds: int, seed: int, out: Path | None, as_json: bool
+) -> None:
+    from showtell import files
+    from showtell.reproduce.pairs import combine, write
+
+    if out is not None:
+        files.check_writable(out)
+    with _progress() as show:
+        found = combine(shelf, task, base, metric, prompts, seeds, seed, show)
+    for name, why in found.left_out.items():
+        print(f"{name}: {why}", file=sys.stderr)
+    if out is not None:
+        options = f"--task {task} --base {base} --metric {metric} --prompts {prompts} --seeds {seeds} --seed {seed}"
+        write(out, [found], f"showtell compare --shelf {shelf} --pairs {options} -o {out}")
     _print(found.record()) if as_json else _table(*found.table())
 
 

@@ -6,9 +6,11 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, get_type_hints
 
 from showtell.bridges.base import Technique
+from showtell.bridges.together import check_together
 from showtell.errors import ShowtellError
 from showtell.papers import Paper, find
 from showtell.steer.regions import Box, Region
@@ -65,8 +67,8 @@ def _value(text: str) -> Any:
 
 
 def technique_of(paper: Paper) -> Kind:
-    """What makes the technique that the paper brings: the class or function named like it, else the first class that
-    extends no other one of its file.
+    """What makes the technique that the paper brings: the class or function named like it, else the class that its
+    `for_prompts` makes, else the first class that extends no other one of its file.
 
     Raises ShowtellError: the paper is not written yet, or brings no technique.
     """
@@ -76,6 +78,10 @@ def technique_of(paper: Paper) -> Kind:
     named = [kind for kind in kinds if kind.__name__.lower() == paper.slug.replace("_", "")]
     makers = [kind for kind in own if inspect.isfunction(kind) and kind.__name__ == paper.slug]
     first = [kind for kind in kinds if not any(base in kinds for base in kind.__bases__)]
+    if (prepared := getattr(module, "for_prompts", None)) is not None and _is_technique(brought := _returned(prepared)):
+        first.insert(0, brought)
+    if makers and "bridge" in inspect.signature(makers[0]).parameters:
+        raise ShowtellError(f"{paper.slug} samples more than once: call {module.__name__}.{paper.slug} from Python")
     if not named + makers + first:
         raise ShowtellError(f"{paper.slug} ({paper.kind}) brings no technique that a bridge could use while it samples")
     return (named + makers + first)[0]
@@ -83,6 +89,11 @@ def technique_of(paper: Paper) -> Kind:
 
 def _is_technique(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, Technique) and kind is not Technique
+
+
+def _returned(function: Callable[..., Any]) -> Any:
+    """What a function says that it returns."""
+    return get_type_hints(function).get("return")
 
 
 def _called(kind: Kind) -> str:
@@ -106,12 +117,7 @@ def build(kind: Kind, options: Mapping[str, Any], layouts: Layouts | None = None
     Raises ShowtellError: options it does not have, options it lacks, values it refuses.
     """
     given = dict(options)
-    parameters = inspect.signature(kind).parameters
-    for name in options:
-        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            near = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ShowtellError(f"{_called(kind)} has no option {name!r}{hint} It takes: {', '.join(parameters)}")
+    _check_options(kind, options)
     for name in sorted(_missing(kind, given)):
         if name not in PLANNED or layouts is None:
             raise ShowtellError(f"{_called(kind)} needs {name}; give it as {name}=...")
@@ -120,6 +126,16 @@ def build(kind: Kind, options: Mapping[str, Any], layouts: Layouts | None = None
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise ShowtellError(f"{_called(kind)}: {error}") from None
+
+
+def _check_options(kind: Kind, options: Mapping[str, Any]) -> None:
+    """Raises ShowtellError for the first that it does not have."""
+    parameters = inspect.signature(kind).parameters
+    for name in options:
+        if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            near = difflib.get_close_matches(name, parameters, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ShowtellError(f"{_called(kind)} has no option {name!r}{hint} It takes: {', '.join(parameters)}")
 
 
 def _hint(kind: Kind, name: str) -> str:
@@ -141,11 +157,33 @@ def _planned(name: str, annotation: str, layouts: Layouts) -> Any:
     return [[box for _, box in one] for one in layouts]
 
 
+def made(
+    paper: Paper, options: Mapping[str, Any], prompts: Sequence[str], layouts: Layouts | None = None
+) -> list[Technique]:
+    """What the paper brings, for these prompts: boxes come from `layouts`, or from the embedded planner; what else is
+    to be known of a prompt is read from it by the paper's own `for_prompts(prompts, language_model, **options)`.
+
+    Raises ShowtellError: nothing that a bridge could use, options that it does not have, lacks or refuses.
+    """
+    kind, prepared = technique_of(paper), getattr(paper.module(), "for_prompts", None)
+    if prepared is not None and not set(options) & _missing(kind, {}):
+        from showtell import language
+
+        _check_options(kind, options)
+        brought = build(partial(prepared, list(prompts), language.load()), options)
+        return list(brought) if isinstance(brought, Sequence) else [brought]
+    planned = needs_plan(kind, options)
+    return [build(kind, options, (layouts or plan(prompts)) if planned else None)]
+
+
 def techniques(specs: Sequence[str], prompts: Sequence[str]) -> list[Technique]:
-    """The techniques of `--using`, in order; where they need boxes, the layout planner places what the prompts name."""
-    chosen = [(technique_of(paper), options) for paper, options in map(read, specs)]
-    layouts = plan(prompts) if any(needs_plan(kind, options) for kind, options in chosen) else None
-    return [build(kind, options, layouts) for kind, options in chosen]
+    """The techniques of `--using`, in order; where they need boxes, the layout planner places what the prompts name.
+
+    Raises ShowtellError: as `made`; two that cannot be used together.
+    """
+    chosen = [one for paper, options in map(read, specs) for one in made(paper, options, prompts)]
+    check_together(chosen)
+    return chosen
 
 
 def plan(prompts: Sequence[str]) -> list[list[tuple[str, Box]]]:

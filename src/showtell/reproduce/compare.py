@@ -16,7 +16,7 @@ from showtell.measure.cost import counted, network_of, peak_memory, spent
 from showtell.measure.experiment import Lab, MissingBase
 from showtell.measure.statistics import Interval, interval
 from showtell.papers import Paper, catalogue
-from showtell.papers.using import Layouts, build, needs_plan, technique_of
+from showtell.papers.using import Layouts, made
 from showtell.reproduce.runner import Show
 
 PLAIN = "plain"
@@ -86,14 +86,8 @@ def compare(
     """
     papers = [paper for paper in catalogue(shelf) if paper.implemented]
     lab = Lab("compare", n=prompts, seed=seed, seeds=seeds, show=show)
-    drawn = lab.prompts(task)
-    if not callable(score := getattr(drawn, metric, None)):
-        raise ShowtellError(
-            f"prompt sets have no metric {metric!r}; use one such as whole, objects, binding, relations"
-        )
-    bridge = _bridge(lab, base)
-    layouts = [list(zip(phrases, map(tuple, boxes))) for phrases, boxes in zip(drawn.phrases, drawn.boxes)]
-    methods, left_out = _methods(papers, layouts)
+    drawn, score, bridge, layouts = opened(lab, task, base, metric)
+    methods, left_out = methods_of(papers, drawn.texts, layouts)
     scores: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
     for name in lab.progress(methods, shelf):
@@ -124,11 +118,22 @@ def compare(
     return SideBySide(shelf, task, base, metric, prompts, seeds, seed, ranked, left_out)
 
 
+def opened(lab: Lab, task: str, base: str, metric: str) -> tuple[Any, Callable[..., Any], Any, Layouts]:
+    """(the prompt set, its metric, the bridge, what is where in each prompt)."""
+    drawn = lab.prompts(task)
+    if not callable(score := getattr(drawn, metric, None)):
+        raise ShowtellError(
+            f"prompt sets have no metric {metric!r}; use one such as whole, objects, binding, relations"
+        )
+    layouts = [list(zip(phrases, map(tuple, boxes))) for phrases, boxes in zip(drawn.phrases, drawn.boxes)]
+    return drawn, score, _bridge(lab, base), layouts
+
+
 def _sample(
-    bridge: Any, method: _Method, texts: list[str], layouts: Layouts, seed: int, count: int | None = None
+    bridge: Any, method: Method, texts: list[str], layouts: Layouts, seed: int, count: int | None = None
 ) -> Any:
     """Images of the first `count` prompts."""
-    return bridge.generate(texts[:count], using=method.using(layouts[:count]), seed=seed)
+    return bridge.generate(texts[:count], using=method.using(texts[:count], layouts[:count]), seed=seed)
 
 
 def _scored(sample: Callable[..., Any], score: Callable[..., Any], seeds: Sequence[int]) -> tuple[np.ndarray, float]:
@@ -163,28 +168,27 @@ def _bridge(lab: Lab, base: str) -> Any:
 
 
 @dataclass(frozen=True)
-class _Method:
-    """Makes the method's techniques for some prompts; a technique that needs boxes needs those of the same prompts."""
+class Method:
+    """Makes the techniques of a paper, or none, for some prompts and the boxes that they state."""
 
-    kind: Any = None
-    planned: bool = False
+    paper: Paper | None = None
 
-    def using(self, layouts: Layouts) -> list[Technique]:
-        return [] if self.kind is None else [build(self.kind, {}, layouts if self.planned else None)]
+    def using(self, texts: Sequence[str], layouts: Layouts) -> list[Technique]:
+        return [] if self.paper is None else made(self.paper, {}, texts, layouts)
 
 
-def _methods(papers: Sequence[Paper], layouts: Layouts) -> tuple[dict[str, _Method], dict[str, str]]:
+def methods_of(
+    papers: Sequence[Paper], texts: Sequence[str], layouts: Layouts
+) -> tuple[dict[str, Method], dict[str, str]]:
     """Plain sampling and what can be made without being told more; and why the others cannot."""
-    methods, left_out = {PLAIN: _Method()}, {}
+    methods, left_out = {PLAIN: Method()}, {}
     for paper in papers:
         try:
-            kind = technique_of(paper)
-            method = _Method(kind, needs_plan(kind, {}))
-            method.using(layouts)
+            Method(paper).using(texts[:1], layouts[:1])
         except ShowtellError as error:
             left_out[paper.slug] = str(error)
         else:
-            methods[paper.slug] = method
+            methods[paper.slug] = Method(paper)
     return methods, left_out
 
 

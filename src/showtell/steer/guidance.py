@@ -40,6 +40,7 @@ class ScheduledGuidance(Technique):
     """
 
     unconditional = True
+    makes = ("prediction",)
 
     def __init__(self, scale: float | Callable[[float], float]) -> None:
         self.scale = scale
@@ -55,6 +56,8 @@ class IntervalGuidance(Technique):
     arXiv 2404.07724. low, high: the interval (low, high] of the noise-to-signal ratio sigma / alpha, which is the
     paper's sigma; the defaults are its values for SDXL. The interval (0, infinity] changes nothing.
     """
+
+    makes = ("prediction",)
 
     def __init__(self, low: float = 0.28, high: float = 5.42) -> None:
         if not 0 <= low < high:
@@ -74,6 +77,8 @@ class ProjectedGuidance(Technique):
     guidance). threshold: largest norm of c - u, 0 for none. momentum: of c - u over the steps; negative pushes away
     from earlier directions. The defaults are the paper's for Stable Diffusion XL.
     """
+
+    makes = ("prediction",)
 
     def __init__(self, eta: float = 0.0, threshold: float = 15.0, momentum: float = -0.5) -> None:
         self.eta, self.threshold, self.momentum = eta, threshold, momentum
@@ -97,6 +102,8 @@ class ZeroStarGuidance(Technique):
     arXiv 2503.18886: s u + w (c - s u) with s = <c, u> / |u|^2, per sample. zero_steps: how many first steps predict 0.
     """
 
+    makes = ("prediction",)
+
     def __init__(self, zero_steps: int = 1) -> None:
         self.zero_steps = zero_steps
 
@@ -118,6 +125,7 @@ class ManifoldGuidance(Technique):
     """
 
     unconditional = True
+    makes = ("prediction",)
 
     def __init__(self, scale: float = 0.6) -> None:
         self.scale = _within("scale", scale, 0, 1)

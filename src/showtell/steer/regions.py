@@ -80,6 +80,8 @@ class RegionalPrompts(Technique):
     own prompt. regions: the same for all samples, or one list per sample. until: fraction of the sampling.
     """
 
+    makes = ("prediction",)
+
     def __init__(self, regions: Sequence[Region] | Sequence[Sequence[Region]], until: float = 1.0) -> None:
         self.regions, self.until = regions, until
 

@@ -244,6 +244,11 @@ def mean_iou(found: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean([((found == k) & (truth == k)).sum() / ((found == k) | (truth == k)).sum() for k in kinds]))
 
 
+def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> PhraseWeights:
+    """What helps generation; `evidence` is for pictures that are there already."""
+    return PhraseWeights(**options)
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, n = lab.base("unet"), min(lab.n, 48)
     pair = {**BARE, "objects": 2, "size": ("small", "large"), "background": "white", "distinct": ("shape", "size")}

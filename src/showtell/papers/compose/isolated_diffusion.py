@@ -77,6 +77,8 @@ class IsolatedAttachments(Technique):
     attachments the base alone is generated. Each attachment costs one evaluation a step.
     """
 
+    makes = ("prompts", "prediction")
+
     def __init__(self, parts: Parts | list[Parts]) -> None:
         self.parts = parts
 
@@ -168,6 +170,11 @@ class IsolatedSubjects(Technique):
         for mask, own in zip(state.masks, state.own, strict=True):
             guided = torch.where(mask, own, guided)
         return guided
+
+
+def for_prompts(prompts: Sequence[str], lm: Any) -> IsolatedAttachments:
+    """Every prompt without its modifiers, and its attachments, as the language model takes it apart."""
+    return IsolatedAttachments([attachments(lm.split(text)) for text in prompts])
 
 
 def experiment(lab: Lab) -> list[Comparison]:

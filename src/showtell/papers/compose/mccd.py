@@ -205,6 +205,11 @@ def mccd(layouts: Sequence[Layout], ratio: float = 0.6, amount: float = 1.0) -> 
     return [*blend, Enhance(layouts, amount)]
 
 
+def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> list[Technique]:
+    """With the layouts of the agents' embedded rules."""
+    return mccd([parse(text) for text in prompts], **options)
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts = lab.base("unet"), lab.prompts("objects-3-4", min(lab.n, 16))
     layouts = [parse(text) for text in prompts.texts]

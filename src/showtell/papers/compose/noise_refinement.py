@@ -215,6 +215,11 @@ def again(
     return [new if wrong else old for new, old, wrong in zip(drawn, images, failed, strict=True)]
 
 
+def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> Aligned:
+    """The losses of what the prompts demand, without the verifier's second pass."""
+    return Aligned([demands(lm.split(text)) for text in prompts], **options)
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts, lm = lab.base("unet"), lab.prompts("objects-3-4", max(1, lab.n // 2)), language.load()
     wanted = [demands(lm.split(text)) for text in prompts.texts]

@@ -120,6 +120,12 @@ class RagDiffusion(Technique):
         return torch.stack([cells(p[k].box, grid) if k < len(p) else none for p in run.state(self).parts]).flatten(1)
 
 
+def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> RagDiffusion:
+    """The regions that the language model plans."""
+    planned = [lm.plan_layout(text).placed for text in prompts]
+    return RagDiffusion([[Part(one.box, one.prompt) for one in each] for each in planned], **options)
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts = lab.base("mmdit"), lab.prompts("objects-3-4")
     boxes = [named_boxes(*pair) for pair in zip(prompts.phrases, prompts.boxes, strict=True)]

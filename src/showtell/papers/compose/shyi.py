@@ -147,6 +147,11 @@ def misattached(split: Split) -> Split:
     return replace(split, relations=tuple(other(link) for link in split.relations))
 
 
+def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> Shyi:
+    """The prompts as the language model takes them apart."""
+    return Shyi([lm.split(text) for text in prompts], **options)
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts, lm = lab.base("unet"), lab.prompts("relations", max(1, lab.n // 2)), language.load()
     splits, further = [lm.split(text) for text in prompts.texts], {0: 5, 4: 5, 8: 5}

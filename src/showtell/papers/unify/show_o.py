@@ -143,7 +143,7 @@ def experiment(lab: Lab) -> list[Comparison]:
 
         def make(seed: int) -> Any:
             model = miniature(WORLD, seed, masked=loss is not token_loss)
-            fit(model, loss, pool(), steps=STEPS, lr=3e-3, ema=None, seed=seed, progress=False)
+            fit(model, loss, pool(), steps=STEPS, lr=2e-3, optimizer="muon", ema=None, seed=seed, progress=False)
             return model
 
         model = miniature(WORLD, seed, masked=loss is not token_loss)
