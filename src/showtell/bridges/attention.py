@@ -293,6 +293,10 @@ def _cut(extra: torch.Tensor, rows: slice, queries: slice) -> torch.Tensor:
     return extra if extra.shape[-2] == 1 else extra[:, :, queries]
 
 
+class SeenEnough(Exception):
+    """Everything that techniques wanted to see of a forward pass has been seen."""
+
+
 class _Observer(TorchFunctionMode):
     """Counts the attention calls of one forward pass and lets techniques see those they want."""
 
@@ -301,13 +305,18 @@ class _Observer(TorchFunctionMode):
         self.run, self.layout, self.techniques = run, layout, techniques
         self.branches, self.text = branches, text
         self.seen = 0
+        self.places: list[Place] = []  # all that anyone may see, in order
+        self.last: int | None = None  # the depth after which the pass ends
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         depth, self.seen = self.seen, self.seen + 1
-        return self._attend(depth, *args, **kwargs)
+        output = self._attend(depth, *args, **kwargs)
+        if depth == self.last:
+            raise SeenEnough
+        return output
 
     def _attend(
         self,
@@ -323,6 +332,8 @@ class _Observer(TorchFunctionMode):
     ) -> torch.Tensor:
         run = self.run
         place = self.layout.place(depth, query.shape[-2], key.shape[-2], self.text, run.step, run.steps)
+        if place is not None:
+            self.places.append(place)
         wanting = [t for t in self.techniques if t.wants(run, place)] if place is not None else []
         if not wanting or place is None:
             return F.scaled_dot_product_attention(
@@ -346,16 +357,22 @@ def observe(
     branches: list[str],
     text: int,
     compiled: bool = False,
+    places: list[Place] | None = None,
+    last: int | None = None,
 ) -> torch.Tensor:
     """`call()` with its attention shown to `techniques`.
 
     text: how many text tokens the denoiser was given. compiled: whether parts of it are compiled; they then
-        run eagerly.
+        run eagerly. places: is filled with all places that anyone may see. last: the depth at which SeenEnough is
+        raised, when it has been attended.
     Raises ShowtellError where the model's attention does not pass through `scaled_dot_product_attention`.
     """
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
     with eager, _Observer(run, layout, techniques, branches, text) as observer:
+        observer.last = last
         result = call()
+    if places is not None:
+        places[:] = observer.places
     if observer.seen == 0:
         raise ShowtellError(
             "this model's attention bypasses torch's scaled_dot_product_attention, so techniques "

@@ -223,6 +223,12 @@ class Run:
         """
         raise UnsupportedError(f"{self.bridge.name} has no denoiser to evaluate.")
 
+    def look(self, latents: torch.Tensor) -> None:
+        """A conditional evaluation for the sake of its attention alone, which ends where no technique wants to see more
+        of it; what is read can be differentiated inside `torch.enable_grad()`.
+        """
+        raise UnsupportedError(f"{self.bridge.name} has no denoiser to evaluate.")
+
     def predict(self, latents: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The guided prediction for `latents` (n, ...), of the same shape, with every technique's hooks.
 

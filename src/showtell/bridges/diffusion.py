@@ -39,6 +39,9 @@ class DiffusionBridge(Bridge):
         self.name = name
         self.can = can
         self._texts = TextCache()
+        self.activation_budget: int | None = None
+        """Bytes that autograd may keep of one evaluation before blocks are computed again; None for no limit. It is
+        for techniques that take gradients through the denoiser; see `showtell.bridges.memory`."""
 
     def generate(
         self,

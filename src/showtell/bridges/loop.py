@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 
 from ..errors import ShowtellError
 from .adapter import Adapter
+from .attention import SeenEnough, observe
 from .attention import is_compiled as _is_compiled
-from .attention import observe
 from .base import Run, Text, apply_hooks, overriding
-from .layout import Grid, TokenLayout
+from .layout import Grid, Place, TokenLayout
+from .memory import within
 
 
 class DenoisingRun(Run):
@@ -27,6 +28,7 @@ class DenoisingRun(Run):
         self._level = 0  # index of the timestep whose noise level the current latents have
         self._compiled: bool | None = None
         self._layout: TokenLayout | None = None
+        self._places: list[Place] = []  # of the last whole evaluation
         self._joined: tuple[list[Text], Text] = ([], None)  # type: ignore[assignment]
 
     def encode(self, prompts: str | list[str]) -> Text:
@@ -42,6 +44,23 @@ class DenoisingRun(Run):
     def evaluate(self, latents: torch.Tensor, text: Text | None = None, timestep: Any = None) -> torch.Tensor:
         chosen = self.text if text is None else self._complete(text)
         return self._forward(latents, {"text": self._edited(chosen)}, timestep)["text"]
+
+    def look(self, latents: torch.Tensor) -> None:
+        """A conditional evaluation for the sake of its attention: it ends at the last place that a technique wants.
+
+        The first one of a run is whole, and shows which places there are.
+        """
+        watching = overriding(self.techniques, "attention")
+        here = [replace(place, step=self.step, steps=self.steps) for place in self._places]
+        wanted = [place.depth for place in here if any(t.wants(self, place) for t in watching)]
+        last = max(wanted, default=None) if self._may_stop() else None
+        with suppress(SeenEnough):
+            self._forward(latents, {"text": self._edited(self.text)}, None, last)
+
+    def _may_stop(self) -> bool:
+        """Whether a forward pass can be left in the middle: not where hooks or scaled LoRA layers wait for its end."""
+        offloaded = any(hasattr(module, "_hf_hook") for module in self.adapter.denoiser.modules())
+        return not offloaded and not any(name.endswith("attention_kwargs") for name in self.options)
 
     def predict(self, latents: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         asked = any(technique.differentiates(self) for technique in overriding(self.techniques, "differentiates"))
@@ -107,8 +126,10 @@ class DenoisingRun(Run):
             return text
         return replace(text, extra={**text.extra, **missing})
 
-    def _forward(self, latents: torch.Tensor, branches: dict[str, Text], timestep: Any) -> dict[str, torch.Tensor]:
-        """The denoiser's predictions for all branches, in one batch."""
+    def _forward(
+        self, latents: torch.Tensor, branches: dict[str, Text], timestep: Any, last: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The denoiser's predictions for all branches, in one batch. last: see `observe`."""
         level, scheduler = self._at(timestep)
         current = self.timesteps[level]
         if self.adapter.rescaled_input and hasattr(scheduler, "scale_model_input"):
@@ -121,7 +142,10 @@ class DenoisingRun(Run):
             return self.adapter.predict(self, latents, current, text)
 
         watching = overriding(self.techniques, "attention")
+        budget = getattr(self.bridge, "activation_budget", None)
         with ExitStack() as stack:
+            if budget is not None and torch.is_grad_enabled():
+                stack.enter_context(within(self.adapter.denoiser, budget))
             for technique in overriding(self.techniques, "around"):
                 stack.enter_context(technique.around(self))
             if not watching:
@@ -131,7 +155,9 @@ class DenoisingRun(Run):
                     self._layout = self.adapter.layout(self)
                     self._compiled = _is_compiled(self.adapter.denoiser)
                 length = text.tokens.shape[1]
-                output = observe(call, self, self._layout, watching, list(branches), length, self._compiled)
+                output = observe(
+                    call, self, self._layout, watching, list(branches), length, self._compiled, self._places, last
+                )
         return dict(zip(branches, output.chunk(len(branches)), strict=True))
 
     def _join(self, texts: list[Text]) -> Text:

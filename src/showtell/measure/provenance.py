@@ -205,7 +205,7 @@ def _parsed(path: str, modified: int) -> _Source:
 def _part(node: ast.stmt, kept: dict[int, str], package: str) -> _Part:
     first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))])
     text = "\n".join(kept[row] for row in range(first - 1, node.end_lineno or first) if row in kept)
-    inside = list(ast.walk(node))
+    inside = _walk(node)
     of_members = [one for one in inside if isinstance(one, ast.Attribute) and isinstance(one.value, ast.Name)]
     members = frozenset((one.value.id, one.attr) for one in of_members if isinstance(one.value, ast.Name))
     taken = {id(one.value) for one in of_members}
@@ -223,6 +223,17 @@ def _part(node: ast.stmt, kept: dict[int, str], package: str) -> _Part:
     else:
         defines = frozenset()
     return _Part(text, defines, uses, members, frozenset(), imports)
+
+
+def _walk(node: ast.AST) -> list[ast.AST]:
+    """The node and all below it but annotations, which are never run (all modules defer them)."""
+    found = [node]
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            found += _walk(child) if isinstance(child, ast.AST) else []
+    return found
 
 
 def _silent(node: ast.AST) -> list[ast.stmt]:

@@ -71,7 +71,7 @@ class AttentionGradient(Technique):
         try:
             with torch.enable_grad():
                 latents = latents.detach().requires_grad_()
-                run.evaluate(latents)
+                run.look(latents)
                 if not state.maps:
                     raise ShowtellError("no attention place was chosen to read; widen `where`.")
                 losses = self.loss(run, state.maps)

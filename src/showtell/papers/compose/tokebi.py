@@ -141,7 +141,7 @@ class TokeBi(Technique):
                 with torch.enable_grad():
                     mixing = state.mixing.requires_grad_()
                     run.text = state.text.with_tokens(mixing @ state.text.tokens)
-                    run.evaluate(latents)
+                    run.look(latents)
                     [slope] = torch.autograd.grad(binding_loss(run, state.maps, state.groups).sum(), mixing)
             finally:
                 state.maps = None
