@@ -54,7 +54,8 @@ def short_text(bridge: Any, length: int = LENGTH) -> tuple[Any, Any]:
 
 def learn(
     bridge: Any, latents: Tensor, texts: Sequence[str], steps: int, batch_size: int = 64, lr: float = 1e-3,
-    draw: Draw = Noising.noised, drop: float = 0.1, seed: int = 0, precision: Any = "bf16", **options: Any,
+    draw: Draw = Noising.noised, drop: float = 0.1, seed: int = 0, precision: Any = "bf16",
+    optimizer: Any = "adamw", **options: Any,
 ) -> Any:  # fmt: skip
     """Trains the bridge's denoiser in place, from whatever weights it has, on latents (n, ...) and texts (n).
 
@@ -77,6 +78,6 @@ def learn(
         return error, {"mse": error.detach()}
 
     data = paired(latents, batch_size, told=np.array([places[text] for text in texts]))
-    denoiser = bridge.adapter.denoiser.requires_grad_(True)
-    fit(denoiser, loss, data, steps=steps, lr=lr, ema=0.99, precision=precision, seed=seed, progress=False)
+    denoiser, call = bridge.adapter.denoiser.requires_grad_(True), {"precision": precision, "optimizer": optimizer}
+    fit(denoiser, loss, data, steps=steps, lr=lr, ema=0.99, seed=seed, progress=False, **call)
     return denoiser.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ cosine, cross entropy of the masked tokens, 10 % empty prompts; aMUSEd's conditi
 sampling, guided, the least sure tokens masked again. The rate is read off the tokens, so that sampling tells the true
 one; the published code tells the number of the step there.
 Scaled down: 64x64 pictures of one thing of four shapes, 16x16 tokens of the base `vq`, 8x8 inside, 1 + 2 blocks, a
-text encoder learnt along. Half of the training pictures are spoilt by noise or blur and carry a low score, in place of
+text encoder learnt along, all by Muon. Half of the training pictures are spoilt by noise or blur and carry a low score, in place of
 a model of preference. One stage of training instead of four; guidance 3 and aMUSEd's 12 steps instead of 9 and 48. The
 arm without compression gets half of the updates, which take it as long. How clean an image is, is how near it comes to
 the drawing of what the judge reads in it.
@@ -44,7 +44,7 @@ from showtell.train.bases.tokens import Masked, hidden_tokens
 from showtell.train.batches import Batch, Stream
 from showtell.train.objectives import to_signal
 from showtell.train.samples import ONE_THING, prompted
-from showtell.train.trainer import fit
+from showtell.train.trainer import QUICK, fit
 from showtell.world import draw, sample
 
 EXAMPLE = """
@@ -136,7 +136,7 @@ def experiment(lab: Lab) -> list[Comparison]:
 
         def make(seed: int) -> Masked:
             made = miniature(vq, seed, **sizes)
-            fit(made, meissonic_loss, data(), steps=-(-STEPS // slower), lr=2e-3, ema=None, seed=seed, progress=False)
+            fit(made, meissonic_loss, data(), steps=-(-STEPS // slower), seed=seed, **QUICK)
             return made
 
         made = miniature(vq, seed, **sizes)

@@ -13,7 +13,7 @@ which see its features and the tokens drawn so far, and draws 8 to 15 times, the
 that it works on any scale-wise model, the surest tokens are kept first and added to the map that their scale is
 predicted from; training adds a random part of a scale's own tokens for half of the rows, with the loss on the others.
 Scaled down: 64x64 pictures of one thing of four shapes, scales 1-2-4-8-16 of which the last is read in patches of 2x2,
-256 codes, 4 blocks; a text encoder learnt along in place of a pre-trained one; one resolution. The baseline is VAR told
+256 codes, 4 blocks, Muon; a text encoder learnt along in place of a pre-trained one; one resolution. The baseline is VAR told
 by pooled text alone: it begins, and leads every norm, with learnt places and all tokens of a scale at once.
 """
 
@@ -43,7 +43,7 @@ from showtell.train.bases.tokens import settings
 from showtell.train.batches import Batch, Stream
 from showtell.train.objectives import to_signal
 from showtell.train.samples import ONE_THING, prompted
-from showtell.train.trainer import fit
+from showtell.train.trainer import QUICK, fit
 from showtell.world import draw, sample
 
 EXAMPLE = """
@@ -178,7 +178,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         def make(seed: int) -> Star:
             made, (books, batches) = miniature(vae, seed, **ARMS[name]), data()
             made.books.copy_(books)
-            fit(made, star_loss, batches, steps=STEPS, lr=2e-3, ema=None, seed=seed, progress=False)
+            fit(made, star_loss, batches, steps=STEPS, seed=seed, **QUICK)
             return made
 
         made = miniature(vae, seed, **ARMS[name])

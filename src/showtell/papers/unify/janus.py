@@ -11,7 +11,8 @@ of 5.
 Scaled down: nothing is begun from a trained language model, so there are no stages; the encoder is a small CLIP of the
 world, trained once for all seeds and then frozen; 4x4 tokens of an exact codebook, which enter by a table instead of
 two layers over their vectors. The shared semantic tokenizer is a codebook of that encoder's features with a decoder of
-its own. Left out for their time: models that only read or only write, as upper bounds.
+its own; Muon, which learns from fewer pictures than AdamW. Left out for their time: models that only read or only
+write, as upper bounds.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import complete, score_images
 from showtell.train.batches import Pool
 from showtell.train.image_text import drawing_loss, reading_loss
-from showtell.train.trainer import fit
+from showtell.train.trainer import QUICK, fit
 from showtell.train.unified import (
     FEW,
     World,
@@ -163,7 +164,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     def bridge(name: str, seed: int) -> Any:
         def make(seed: int) -> Any:
             model = model_of(name, seed)
-            fit(model, token_loss, pool(tokens(name)), steps=STEPS, lr=3e-3, ema=None, seed=seed, progress=False)
+            fit(model, token_loss, pool(tokens(name)), steps=STEPS, seed=seed, **QUICK)
             return model
 
         model = model_of(name, seed)

@@ -7,7 +7,7 @@ the drawing side what the reading side knows; prompts are plain text as before.
 
 Faithful: the model's own way of reading, frozen, in the usual prompt with an instruction; the loss that the model
 generates with; no text-to-image loss; the reading loss at weight 1 where both sides share weights, else none.
-Scaled down: pictures of 4x4 tokens and 15 kinds of things; a reading encoder of two layers that has been trained on
+Scaled down: before the reconstruction Muon instead of AdamW; pictures of 4x4 tokens and 15 kinds of things; a reading encoder of two layers that has been trained on
 questions, since none is at hand that has seen the world. Drawing has been trained on few kinds of pairs (each shape
 mostly in one colour) and captions that name a colour now and then; prompts name all of three things, mostly pairs that
 are rare there. The released recipe for Show-o reads tokens of a smaller picture; here it reads features, as in its
@@ -36,7 +36,7 @@ from showtell.train.batches import Batch, Pool
 from showtell.train.image_text import reading_loss, writing_loss, written_codes
 from showtell.train.noising import Noising
 from showtell.train.samples import latents_of
-from showtell.train.trainer import fit
+from showtell.train.trainer import QUICK, fit
 from showtell.train.unified import FEW, Row, World, fill_loss, miniature, token_loss
 from showtell.world import Scene
 from showtell.world.language import english
@@ -189,7 +189,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     def start(host: str, seed: int) -> Any:
         def make(seed: int) -> Any:
             model = miniature(WORLD, seed, eye=True, masked=host == "masked")
-            fit(model, losses[host], pairs(), steps=STEPS, lr=3e-3, ema=None, seed=seed, progress=False)
+            fit(model, losses[host], pairs(), steps=STEPS, seed=seed, **QUICK)
             return model
 
         model = miniature(WORLD, seed, eye=True, masked=host == "masked")
