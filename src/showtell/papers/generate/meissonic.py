@@ -10,10 +10,10 @@ cosine, cross entropy of the masked tokens, 10 % empty prompts; aMUSEd's conditi
 sampling, guided, the least sure tokens masked again. The rate is read off the tokens, so that sampling tells the true
 one; the published code tells the number of the step there.
 Scaled down: 64x64 pictures of one thing of four shapes, 16x16 tokens of the base `vq`, 8x8 inside, 1 + 2 blocks, a
-text encoder learnt along, all by Muon. Half of the training pictures are spoilt by noise or blur and carry a low score, in place of
-a model of preference. One stage of training instead of four; guidance 3 and aMUSEd's 12 steps instead of 9 and 48. The
-arm without compression gets half of the updates, which take it as long. How clean an image is, is how near it comes to
-the drawing of what the judge reads in it.
+text encoder learnt along, all by Muon. Half of the training pictures are spoilt by noise or blur and carry a low
+score, in place of a model of preference. One stage of training instead of four; guidance 3 and aMUSEd's 12 steps
+instead of 9 and 48. The arm without compression gets half of the updates, which take it as long. How clean an image
+is, is how near it comes to the drawing of what the judge reads in it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ loss at 8 times; 64 numbers a head, RMS norm of queries and keys; frozen text en
 transformer, the paper's DiT, costs as much as the other and has half the weights, as there. In the paper uniform times
 come after epsilon-prediction (its table 1), so nothing is expected of these two.
 Left out: three encoders with separate dropping, 16 channels, DPO, scale. Scaled down: 3 blocks of width 128 instead of
-64 times the depth, 16 image tokens, one text encoder that of the unet base in both CLIP places, no T5, a narrow world, Muon;
-pictures by DDIM with trailing steps where epsilon is predicted, which is Euler's step of the same flow.
+64 times the depth, 16 image tokens, one text encoder that of the unet base in both CLIP places, no T5, a narrow world,
+Muon; pictures by DDIM with trailing steps where epsilon is predicted, which is Euler's step of the same flow.
 """
 
 from __future__ import annotations

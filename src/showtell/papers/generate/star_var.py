@@ -13,8 +13,8 @@ which see its features and the tokens drawn so far, and draws 8 to 15 times, the
 that it works on any scale-wise model, the surest tokens are kept first and added to the map that their scale is
 predicted from; training adds a random part of a scale's own tokens for half of the rows, with the loss on the others.
 Scaled down: 64x64 pictures of one thing of four shapes, scales 1-2-4-8-16 of which the last is read in patches of 2x2,
-256 codes, 4 blocks, Muon; a text encoder learnt along in place of a pre-trained one; one resolution. The baseline is VAR told
-by pooled text alone: it begins, and leads every norm, with learnt places and all tokens of a scale at once.
+256 codes, 4 blocks, Muon; a text encoder learnt along in place of a pre-trained one; one resolution. The baseline is
+VAR told by pooled text alone: it begins, and leads every norm, with learnt places and all tokens of a scale at once.
 """
 
 from __future__ import annotations

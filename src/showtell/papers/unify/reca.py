@@ -7,11 +7,11 @@ the drawing side what the reading side knows; prompts are plain text as before.
 
 Faithful: the model's own way of reading, frozen, in the usual prompt with an instruction; the loss that the model
 generates with; no text-to-image loss; the reading loss at weight 1 where both sides share weights, else none.
-Scaled down: before the reconstruction Muon instead of AdamW; pictures of 4x4 tokens and 15 kinds of things; a reading encoder of two layers that has been trained on
-questions, since none is at hand that has seen the world. Drawing has been trained on few kinds of pairs (each shape
-mostly in one colour) and captions that name a colour now and then; prompts name all of three things, mostly pairs that
-are rare there. The released recipe for Show-o reads tokens of a smaller picture; here it reads features, as in its
-other models. Not measured: edits, which these models do not learn.
+Scaled down: before the reconstruction Muon instead of AdamW; pictures of 4x4 tokens and 15 kinds of things; a reading
+encoder of two layers that has been trained on questions, since none is at hand that has seen the world. Drawing has
+been trained on few kinds of pairs (each shape mostly in one colour) and captions that name a colour now and then;
+prompts name all of three things, mostly pairs that are rare there. The released recipe for Show-o reads tokens of a
+smaller picture; here it reads features, as in its other models. Not measured: edits, which these models do not learn.
 """
 
 from __future__ import annotations
