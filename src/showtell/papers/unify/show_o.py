@@ -10,7 +10,7 @@ guidance, 12 passes in which the most confident tokens are kept, holes without a
 `nets.segments.omni_mask` and `bridges.omni`; `train.unified.fill_loss` is the loss.
 No library has a class for the released checkpoints; a model of `nets.image_text_lm` stands for them.
 Scaled down: begun from nothing instead of from Phi-1.5, so no normalised queries, no stages and no flow of plain text;
-pictures of one thing as 8x8 tokens of a codebook that is exact for its world; questions in the place of captions; Muon,
+pictures as 8x8 tokens of a codebook that is exact for its world; questions in the place of captions; Muon,
 which learns from fewer pictures than AdamW.
 """
 
@@ -118,7 +118,7 @@ class InGroups(Technique):
 
 # --- the experiment --------------------------------------------------------------------------------------------------
 
-SCENES, STEPS, BATCH, PASSES = 9000, 260, 48, 12
+SCENES, STEPS, BATCH, PASSES = 9000, 360, 48, 12
 WORLD = World(8)
 HOW: dict[str, tuple[Any, Any]] = {  # name -> (loss, bridge)
     "show-o": (fill_loss, omni_bridge),
@@ -135,7 +135,7 @@ def around(box: np.ndarray, margin: float = 0.05) -> Box:
 def experiment(lab: Lab) -> list[Comparison]:
     @cache
     def pool() -> Pool:
-        scenes = WORLD.scenes(SCENES, 0, objects=1, **FEW)
+        scenes = WORLD.scenes(SCENES, 0, objects=(1, 2), **FEW)
         return WORLD.mixed(scenes, BATCH, 2 * len(scenes) // 3)
 
     @cache
@@ -151,7 +151,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         model.load_state_dict(lab.trained(name, make, seed, shared=True))
         return made(model, WORLD.tokenizer)
 
-    scenes = WORLD.scenes(lab.n, lab.seed, lab.split, objects=1, **FEW)
+    scenes = WORLD.scenes(lab.n, lab.seed, lab.split, objects=2, **FEW)
     prompts, questions = [scene.caption() for scene in scenes], WORLD.questions(scenes, lab.seed)
 
     @cache
