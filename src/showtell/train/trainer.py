@@ -95,7 +95,7 @@ def fit(
     step. At step n the averaged weights go 1 - min(ema, n / (n + 9)) of the way to the trained ones.
     optimizer: "muon" moves the matrices that decay along the orthogonalised momentum (torch.optim.Muon,
     arXiv 2502.16982 for its size, here MUON_RATE times AdamW's), the other weights as AdamW does; transformers
-    then learn from two to three times fewer samples.
+    then learn from fewer samples (docs/training.md).
 
     out: a folder for checkpoint.safetensors, written every `save_every` steps, at the end, and on SIGINT or
     SIGTERM (which raise KeyboardInterrupt after the step), and for the history, log.jsonl.
