@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from fake_paper import FakeWorld
-from showtell.bridges.together import check_together
+from showtell.bridges.base import Technique
+from showtell.bridges.together import check_fits, check_together
 from showtell.cli import main
-from showtell.errors import ShowtellError
+from showtell.errors import ShowtellError, UnsupportedError
 from showtell.measure import experiment
 from showtell.reproduce import pairs
 from showtell.steer.guidance import ScheduledGuidance, ZeroStarGuidance
@@ -118,3 +119,28 @@ def test_two_that_make_the_same_anew_are_refused_before_anything_is_sampled():
         check_together([ScheduledGuidance(3.0), ZeroStarGuidance()])
     with pytest.raises(ShowtellError, match="RegionalPrompts"):
         check_together([RegionalPrompts([]), ScheduledGuidance(1.0)])
+
+
+def test_a_technique_of_the_other_loop_is_refused_instead_of_doing_nothing():
+    class Decoding(Technique):
+        def tokens(self, run, tokens):
+            return tokens
+
+        def attention(self, run, site):
+            return None
+
+    class Denoising(Technique):
+        def start(self, run, latents):
+            return None
+
+    class Both(Decoding):
+        def start(self, run, latents):
+            return None
+
+    bridge = SimpleNamespace(name="This")
+    check_fits(bridge, [Denoising(), Both(), Technique()], denoises=True)
+    check_fits(bridge, [Decoding(), Both(), Technique()], denoises=False)
+    with pytest.raises(UnsupportedError, match="Decoding is for an autoregressive or masked model; This denoises"):
+        check_fits(bridge, [Decoding()], denoises=True)
+    with pytest.raises(UnsupportedError, match="Denoising is for a diffusion model; This decodes tokens"):
+        check_fits(bridge, [Denoising()], denoises=False)

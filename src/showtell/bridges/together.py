@@ -1,10 +1,12 @@
-"""Which techniques cannot be used together: those of which the later would undo the earlier."""
+"""Which techniques a bridge cannot use: those that wait for hooks it never calls, and pairs of which the later would
+undo the earlier. Both are found before anything is sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from ..errors import ShowtellError
+from ..errors import ShowtellError, UnsupportedError
 from .base import Technique
 
 MADE = {
@@ -13,13 +15,16 @@ MADE = {
 }
 """What a technique may make anew, whatever was there before it: values of its class attribute `makes`."""
 
+DENOISING = ("start", "before", "beside", "prediction", "latents", "around", "differentiates")
+DECODING = ("logits", "tokens", "decode")
+"""Hooks that only the one or the other loop calls."""
+
 
 def check_together(techniques: Sequence[Technique]) -> None:
     """Raises ShowtellError where two techniques make the same thing anew, so that one of them would have no effect.
 
-    Known before anything is sampled. A technique says what it makes in a class attribute `makes`, some of MADE; those
-    that only change what they are given say nothing, and go with all others. Two of the same class (a technique and its
-    variant for other layers, say) are no exception.
+    A technique says what it makes in a class attribute `makes`, some of MADE; those that only change what they are
+    given say nothing, and go with all others.
     """
     owners: dict[str, Technique] = {}
     for technique in techniques:
@@ -30,3 +35,20 @@ def check_together(techniques: Sequence[Technique]) -> None:
                     f"{first} and {second} both {MADE[made]}, so that the first would have no effect; use one of them."
                 )
             owners[made] = technique
+
+
+def check_fits(bridge: Any, techniques: Sequence[Technique], denoises: bool) -> None:
+    """Raises UnsupportedError for a technique that rests on hooks of the other loop, and would silently do nothing.
+
+    denoises: whether the bridge denoises latents; otherwise it decodes tokens.
+    """
+    own, other = (DENOISING, DECODING) if denoises else (DECODING, DENOISING)
+    for technique in techniques:
+        if _overrides(technique, other) and not _overrides(technique, own):
+            name, does = type(technique).__name__, "denoises latents" if denoises else "decodes tokens"
+            wanted = "an autoregressive or masked model" if denoises else "a diffusion model"
+            raise UnsupportedError(f"{name} is for {wanted}; {bridge.name} {does}.")
+
+
+def _overrides(technique: Technique, hooks: Sequence[str]) -> bool:
+    return any(getattr(type(technique), hook) is not getattr(Technique, hook) for hook in hooks)
