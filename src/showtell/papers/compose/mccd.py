@@ -14,6 +14,10 @@ nothing is said of the background the whole prompt stands for it; enhancement ad
 thing's words in the first half of the steps; two rounds of revision; the words of the requests. Agents are language
 models (the paper's are multimodal, and see no picture either); without one they are rules.
 Scaled down: 20 steps; the prompts of the small world tell of no actions.
+It does not hold here: of three or four objects 0.69 are complete, plainly 0.80, while 0.31 of the relations are right
+instead of 0.24. Looked at: the planner's boxes satisfy the relations; boxes without Gaussians do worse (0.65), boxes of
+other things lose the relations (0.15). So things come to stand where they should and are drawn worse on the way, by a
+base that draws most of them plainly and has to gain from places alone.
 """
 
 from __future__ import annotations

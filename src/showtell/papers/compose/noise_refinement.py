@@ -12,7 +12,9 @@ mean overlap of two things, binding 1 - twice the overlap of a word with its thi
 centroids; weights are 1, steps those of Attend-and-Excite, 10 iterations refine noise, which keeps its norm. One round.
 A grammar (or any `language.load`) finds the demands instead of an LLM.
 Scaled down: the verifier is the second judge, which therefore does not score.
-Seen on 4 validation prompts: the losses raise relations from 0.25 to 0.62; no gain of the repair was seen.
+The losses do what they should here (true facts 0.79 instead of 0.65, relations 0.49 instead of 0.19), and the second
+pass adds a little (0.83). It does not hold as a whole: noise repaired for random demands keeps half of the gain, as
+most of it is the losses', and new noise does as well as repaired noise (0.84).
 """
 
 from __future__ import annotations
