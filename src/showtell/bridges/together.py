@@ -11,6 +11,7 @@ from .base import Technique
 
 MADE = {
     "prompts": "replace the call's prompts",
+    "text": "set the encoded text at every step",
     "prediction": "make the guided prediction anew",
 }
 """What a technique may make anew, whatever was there before it: values of its class attribute `makes`."""

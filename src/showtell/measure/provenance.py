@@ -65,7 +65,8 @@ def code_hash(path: Path) -> str:
     """Hash of the code of a module that decides a result: what `experiment` reaches there by name, and what each name
     that this imports from the package reaches in its own module. A module without an experiment counts as a whole.
 
-    Lines of comment, docstrings, blank lines and the EXAMPLE of a paper do not count: they cannot change a result.
+    Lines of comment, docstrings, blank lines, the EXAMPLE of a paper and what a technique `makes` do not count:
+    they cannot change a result.
     """
     own = _read(path)
     roots = {"experiment"} if any("experiment" in part.defines for part in own.parts) else None
@@ -237,18 +238,21 @@ def _walk(node: ast.AST) -> list[ast.AST]:
 
 
 def _silent(node: ast.AST) -> list[ast.stmt]:
-    """Statements right below a node that say something to readers only: docstrings, and a paper's EXAMPLE."""
+    """Statements right below a node that change no result: docstrings, a paper's EXAMPLE, what a technique `makes`."""
     if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return []
-    return [part for part in node.body if _is_text(part) or _is_example(part)]
+    silent = ["EXAMPLE", "makes"] if isinstance(node, ast.ClassDef) else ["EXAMPLE"]  # `makes` only refuses others
+    return [part for part in node.body if _is_text(part) or _assigned(part) in silent]
 
 
 def _is_text(part: ast.stmt) -> bool:
     return isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant) and isinstance(part.value.value, str)
 
 
-def _is_example(part: ast.stmt) -> bool:
-    return isinstance(part, ast.Assign) and [getattr(target, "id", None) for target in part.targets] == ["EXAMPLE"]
+def _assigned(part: ast.stmt) -> str | None:
+    """The one name that a statement assigns to."""
+    targets = part.targets if isinstance(part, ast.Assign) else []
+    return getattr(targets[0], "id", None) if len(targets) == 1 else None
 
 
 def _named(node: ast.Import | ast.ImportFrom, package: str) -> set[_Import]:

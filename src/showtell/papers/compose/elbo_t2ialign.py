@@ -201,6 +201,8 @@ class PhraseWeights(Technique):
     one phrase stay as they are. Each step costs an evaluation more, and one for each phrase.
     """
 
+    makes = ("text",)
+
     def __init__(self, strength: float = 1.2, until: float = 1.0) -> None:
         self.strength, self.until = strength, until
 

@@ -76,6 +76,8 @@ class Frap(Technique):
     prompt's own. where: the attention to read, by default the grid nearest to 16x16.
     """
 
+    makes = ("text",)
+
     def __init__(
         self,
         step_size: float = 0.1,

@@ -86,6 +86,8 @@ class Scope(Technique):
     lm: as for `language.load`.
     """
 
+    makes = ("text",)
+
     def __init__(
         self,
         prompts: Sequence[Sequence[str]] | None = None,

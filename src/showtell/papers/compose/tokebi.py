@@ -99,6 +99,8 @@ class TokeBi(Technique):
     things: noun -> its modifiers, where a prompt has them; None finds each prompt's own.
     """
 
+    makes = ("text",)
+
     def __init__(
         self,
         amount: float = 1.0,

@@ -87,6 +87,8 @@ class Safree(Technique):
     None leaves it out. window: see `reattended`. released: (I - P_C) P_I instead of P_I (I - P_C).
     """
 
+    makes = ("text",)
+
     def __init__(
         self, concepts: Sequence[str], alpha: float = 0.01, most: float = 0.2, slope: float = 2.5,
         middle: float = 5.333, adaptive: bool = True, scales: tuple[float, float] | None = (0.9, 0.2), window: int = 1,
