@@ -337,6 +337,8 @@ def test_papers_read_what_they_need_from_the_prompts():
         using.techniques(["elbo_t2ialign:strenght=1"], prompts)
     with pytest.raises(ShowtellError, match="both make the guided prediction anew"):
         using.techniques(["mccd", "isolated_diffusion"], prompts)
+    with pytest.raises(ShowtellError, match="Frap and Scope both set the encoded text at every step"):
+        using.techniques(["frap", "scope_prompt"], prompts)
 
 
 def test_generate_uses_what_was_named(named, run, monkeypatch, tmp_path):
