@@ -179,7 +179,7 @@ def _section(found: Combined, best: int) -> list[str]:
     lines = [
         f"## {found.base}, {found.task}",
         "",
-        f"`{found.metric}`, {found.n} prompts, {found.seeds} seeds. Plain sampling: {found.alone[PLAIN].mean:.2f}. On",
+        f"`{found.metric}`, {found.n} prompts, seeds: {found.seeds}. Plain sampling: {found.alone[PLAIN].mean:.2f}. On",
         "the diagonal each method alone; **bold**: better than the better of the two alone, by an interval above zero;",
         "*italic*: worse than it, by an interval below zero; ×: refused; =: one of them changes nothing beside the",
         "other.",
