@@ -74,7 +74,7 @@ def hashed(package: Path) -> str:
         ("papers/own.py", "SIZE = 3", "SIZE = 5", True),
         ("papers/own.py", "scaled(SIZE)", "scaled(SIZE + 1)", True),
         ("papers/own.py", "OTHER = 4", "OTHER = 5", False),
-        ("papers/own.py", "class Method:", "class Method:\n    makes = (\"text\",)\n", False),
+        ("papers/own.py", "class Method:", 'class Method:\n    makes = ("text",)\n', False),
         ("papers/own.py", "unrelated(OTHER)", "unrelated(1)", False),
         ("papers/own.py", "def experiment(lab):", "def experiment(lab):\n    # a remark", False),
         ("steer/maps.py", "return _mean(x)", "return _mean(x + 1)", True),
