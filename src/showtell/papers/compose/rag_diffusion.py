@@ -11,8 +11,8 @@ Ours: a region's latents are cut out of the starting noise (the released code dr
 regions get the mean, those outside of all regions follow the global prompt; boxes are rounded to what the model can
 denoise. Regions come from the caller, not from a language model.
 It does not hold here: of three or four objects 0.83 are complete with both parts, plainly too, 0.79 under the mask and
-0.85 by hard binding alone, which also has 0.70 of the relations right (plainly 0.66); with 64 prompts no step but the
-mask's loss is told from chance. Repainting holds: what is outside changes 37 times less than in a new run. Looked at:
+0.85 by hard binding alone, which also has 0.70 of the relations right (plainly 0.66); of these differences only the
+mask's loss is beyond chance. Repainting holds: what is outside changes 37 times less than in a new run. Looked at:
 strengths of 0 change nothing, the regions' own predictions by hand; no strength or number of steps was tuned.
 """
 
