@@ -110,6 +110,24 @@ class FakeWorld:
         row = {"mechanism": "Pictures are made brighter.", "experiment": {"task": "pairs"}, "parts": ["brightness"]}
         return FakePaper("2001.00001", "Fake Paper", slug, shelf, "technique", ("unet",), 1.0, row, place)
 
+    def shelf(self, papers: list[FakePaper], bridge: Any, metric: str) -> Any:
+        """The bridge, as the base of these papers; prompts have one box each and know `metric`, which is brightness."""
+        from showtell.measure import experiment
+        from showtell.reproduce import ground
+
+        def with_boxes(name: str, n: int, seed: int, split: str = "test") -> Any:
+            drawn = fake_prompts(name, n, seed, split)
+            setattr(drawn, metric, brightness)
+            drawn.phrases = [["a red ring"]] * n
+            drawn.boxes = [np.array([[0.0, 0.0, 0.5, 1.0]])] * n
+            return drawn
+
+        self.monkeypatch.setattr(ground, "catalogue", lambda shelf: papers)
+        self.monkeypatch.setattr(experiment, "_open", lambda place: bridge)
+        self.monkeypatch.setitem(sys.modules, "showtell.measure.prompts", SimpleNamespace(prompt_set=with_boxes))  # type: ignore[arg-type]
+        self.weights("unet", 1)
+        return bridge
+
     @property
     def ran(self) -> list[str]:
         """What ran since the last look: "arm seed", in order."""

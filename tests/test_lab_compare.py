@@ -14,7 +14,6 @@ from PIL import Image
 from fake_paper import FakeWorld
 from showtell.cli import main
 from showtell.errors import ShowtellError, UnsupportedError
-from showtell.measure import experiment
 from showtell.reproduce import compare as side_by_side
 
 TECHNIQUES = """
@@ -63,21 +62,7 @@ def shelf(tmp_path, monkeypatch):
         paper("needy", (0.0, 1, 1000), ", teacher", "pass"),
         fake.paper("X = 1\n", "no_technique"),
     ]
-    monkeypatch.setattr(side_by_side, "catalogue", lambda shelf: papers)
-    bridge = Bridge()
-    monkeypatch.setattr(experiment, "_open", lambda place: bridge)
-    fake.weights("unet", 1)
-    draw = __import__("sys").modules["showtell.measure.prompts"].prompt_set
-
-    def with_boxes(name, n, seed, split="test"):
-        drawn = draw(name, n, seed, split)
-        drawn.whole = drawn.binding
-        drawn.phrases = [["a red ring"]] * n
-        drawn.boxes = [np.array([[0.0, 0.0, 0.5, 1.0]])] * n
-        return drawn
-
-    monkeypatch.setitem(__import__("sys").modules, "showtell.measure.prompts", SimpleNamespace(prompt_set=with_boxes))
-    return bridge
+    return fake.shelf(papers, Bridge(), metric="whole")
 
 
 def test_methods_are_ranked_with_their_gains_and_costs(shelf):

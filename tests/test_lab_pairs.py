@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,6 @@ from showtell.bridges.base import Technique
 from showtell.bridges.together import check_fits, check_together
 from showtell.cli import main
 from showtell.errors import ShowtellError, UnsupportedError
-from showtell.measure import experiment
 from showtell.reproduce import pairs
 from showtell.steer.guidance import ScheduledGuidance, ZeroStarGuidance
 from showtell.steer.regions import RegionalPrompts
@@ -57,21 +55,7 @@ def shelf(tmp_path, monkeypatch):
         paper("useless", 0.0),
         fake.paper("X = 1\n", "no_technique"),
     ]
-    monkeypatch.setattr(pairs, "catalogue", lambda shelf: papers)
-    bridge = Bridge()
-    monkeypatch.setattr(experiment, "_open", lambda place: bridge)
-    fake.weights("unet", 1)
-    draw = sys.modules["showtell.measure.prompts"].prompt_set
-
-    def with_boxes(name, n, seed, split="test"):
-        drawn = draw(name, n, seed, split)
-        drawn.complete = drawn.binding
-        drawn.phrases = [["a red ring"]] * n
-        drawn.boxes = [np.array([[0.0, 0.0, 0.5, 1.0]])] * n
-        return drawn
-
-    monkeypatch.setitem(sys.modules, "showtell.measure.prompts", SimpleNamespace(prompt_set=with_boxes))
-    return bridge
+    return fake.shelf(papers, Bridge(), metric="complete")
 
 
 def test_pairs_are_compared_with_plain_sampling_and_with_each_alone(shelf):

@@ -480,36 +480,23 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """All methods of a shelf side by side: the same prompts, base and seeds; accuracy, time, evaluations, memory."""
-    from showtell.reproduce import compare as side_by_side
-
-    if pairs:
-        return _pairs(shelf, task, base, metric, prompts, seeds, seed, out, as_json)
-    if out is not None:
-        _image_out(out)
-    with _progress() as show:
-        found = side_by_side.compare(shelf, task, base, metric, prompts, seeds, seed, show)
-    for name, why in found.left_out.items():
-        print(f"{name}: {why}", file=sys.stderr)
-    if out is not None:
-        side_by_side.plot(found, out)
-    _print(found.record()) if as_json else _table(*found.table())
-
-
-def _pairs(
-    shelf: str, task: str, base: str, metric: str, prompts: int, seeds: int, seed: int, out: Path | None, as_json: bool
-) -> None:
     from showtell import files
-    from showtell.reproduce.pairs import combine, write
+    from showtell.reproduce import compare as side_by_side
+    from showtell.reproduce import pairs as two_by_two
 
     if out is not None:
-        files.check_writable(out)
+        files.check_writable(out) if pairs else _image_out(out)
+    chosen = (shelf, task, base, metric, prompts, seeds, seed)
+    found: two_by_two.Combined | side_by_side.SideBySide
     with _progress() as show:
-        found = combine(shelf, task, base, metric, prompts, seeds, seed, show)
+        found = two_by_two.combine(*chosen, show) if pairs else side_by_side.compare(*chosen, show)
     for name, why in found.left_out.items():
         print(f"{name}: {why}", file=sys.stderr)
-    if out is not None:
+    if out is not None and isinstance(found, two_by_two.Combined):
         options = f"--task {task} --base {base} --metric {metric} --prompts {prompts} --seeds {seeds} --seed {seed}"
-        write(out, [found], f"showtell compare --shelf {shelf} --pairs {options} -o {out}")
+        two_by_two.write(out, [found], f"showtell compare --shelf {shelf} --pairs {options} -o {out}")
+    elif out is not None and isinstance(found, side_by_side.SideBySide):
+        side_by_side.plot(found, out)
     _print(found.record()) if as_json else _table(*found.table())
 
 

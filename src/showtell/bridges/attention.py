@@ -298,15 +298,23 @@ class SeenEnough(Exception):
 
 
 class _Observer(TorchFunctionMode):
-    """Counts the attention calls of one forward pass and lets techniques see those they want."""
+    """Counts the attention calls of one forward pass, up to the depth `last`, and lets techniques see those they
+    want."""
 
-    def __init__(self, run: Run, layout: TokenLayout, techniques: Sequence[Technique], branches: list[str], text: int):
+    def __init__(
+        self,
+        run: Run,
+        layout: TokenLayout,
+        techniques: Sequence[Technique],
+        branches: list[str],
+        text: int,
+        last: int | None,
+    ) -> None:
         super().__init__()
         self.run, self.layout, self.techniques = run, layout, techniques
-        self.branches, self.text = branches, text
+        self.branches, self.text, self.last = branches, text, last
         self.seen = 0
         self.places: list[Place] = []  # all that anyone may see, in order
-        self.last: int | None = None  # the depth after which the pass ends
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -332,9 +340,10 @@ class _Observer(TorchFunctionMode):
     ) -> torch.Tensor:
         run = self.run
         place = self.layout.place(depth, query.shape[-2], key.shape[-2], self.text, run.step, run.steps)
+        wanting: list[Technique] = []
         if place is not None:
             self.places.append(place)
-        wanting = [t for t in self.techniques if t.wants(run, place)] if place is not None else []
+            wanting = [t for t in self.techniques if t.wants(run, place)]
         if not wanting or place is None:
             return F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
@@ -368,8 +377,7 @@ def observe(
     Raises ShowtellError where the model's attention does not pass through `scaled_dot_product_attention`.
     """
     eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with eager, _Observer(run, layout, techniques, branches, text) as observer:
-        observer.last = last
+    with eager, _Observer(run, layout, techniques, branches, text, last) as observer:
         result = call()
     if places is not None:
         places[:] = observer.places

@@ -23,7 +23,7 @@ from .attention import observe
 from .base import Bridge, Run, Technique, Text, apply_hooks, overriding
 from .diffusion import _generators, _negatives, _texts, check_scale
 from .layout import Grid, Place
-from .together import check_fits, check_together
+from .together import check_fits
 from .words import Piece, Words, find_words
 
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -201,7 +201,6 @@ class DecodingBridge(Bridge):
         size = size or len(texts)
         if size < len(texts) and isinstance(generators, torch.Generator):
             raise ShowtellError("one generator for several batches would depend on batch_size; give seed, or one each.")
-        check_together(using)
         check_fits(self, using, denoises=False)
         outputs: list[Any] = []
         for first in range(0, len(texts), size):

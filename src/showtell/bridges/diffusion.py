@@ -20,7 +20,7 @@ from .adapter import Adapter
 from .base import Bridge, Technique, Text, apply_hooks, as_list, spread
 from .cache import TextCache, fingerprint
 from .loop import DenoisingRun, denoise
-from .together import check_fits, check_together
+from .together import check_fits
 from .words import Words, find_words, warn_of_cut
 
 OUTPUTS = ("pil", "np", "pt", "latent")
@@ -129,7 +129,6 @@ class DiffusionBridge(Bridge):
         size = size or len(texts)
         if size < len(texts) and isinstance(generators, torch.Generator):
             raise ShowtellError("one generator for several batches would depend on batch_size; give seed, or one each.")
-        check_together(settings.using)
         check_fits(self, settings.using, denoises=True)
         for first in range(0, len(texts), size):
             part = slice(first, first + size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,10 +54,11 @@ class DenoisingRun(Run):
         watching = overriding(self.techniques, "attention")
         here = [replace(place, step=self.step, steps=self.steps) for place in self._places]
         wanted = [place.depth for place in here if any(t.wants(self, place) for t in watching)]
-        last = max(wanted, default=None) if self._may_stop() else None
+        last = max(wanted, default=None) if self._may_stop else None
         with suppress(SeenEnough):
             self._forward(latents, {"text": self._edited(self.text)}, None, last)
 
+    @cached_property
     def _may_stop(self) -> bool:
         """Whether a forward pass can be left in the middle: not where hooks or scaled LoRA layers wait for its end."""
         offloaded = any(hasattr(module, "_hf_hook") for module in self.adapter.denoiser.modules())

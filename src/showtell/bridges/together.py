@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ShowtellError, UnsupportedError
-from .base import Technique
+from .base import Technique, overriding
 
 MADE = {
     "prompts": "replace the call's prompts",
@@ -39,17 +39,19 @@ def check_together(techniques: Sequence[Technique]) -> None:
 
 
 def check_fits(bridge: Any, techniques: Sequence[Technique], denoises: bool) -> None:
-    """Raises UnsupportedError for a technique that rests on hooks of the other loop, and would silently do nothing.
+    """`check_together`, and raises UnsupportedError for a technique that rests on hooks of the other loop, and would
+    silently do nothing.
 
     denoises: whether the bridge denoises latents; otherwise it decodes tokens.
     """
+    check_together(techniques)
     own, other = (DENOISING, DECODING) if denoises else (DECODING, DENOISING)
     for technique in techniques:
-        if _overrides(technique, other) and not _overrides(technique, own):
+        if _uses(technique, other) and not _uses(technique, own):
             name, does = type(technique).__name__, "denoises latents" if denoises else "decodes tokens"
             wanted = "an autoregressive or masked model" if denoises else "a diffusion model"
             raise UnsupportedError(f"{name} is for {wanted}; {bridge.name} {does}.")
 
 
-def _overrides(technique: Technique, hooks: Sequence[str]) -> bool:
-    return any(getattr(type(technique), hook) is not getattr(Technique, hook) for hook in hooks)
+def _uses(technique: Technique, hooks: Sequence[str]) -> bool:
+    return any(overriding([technique], hook) for hook in hooks)

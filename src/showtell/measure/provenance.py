@@ -71,13 +71,14 @@ def code_hash(path: Path) -> str:
     own = _read(path)
     roots = {"experiment"} if any("experiment" in part.defines for part in own.parts) else None
     wanted: dict[Path, set[str] | None] = {}
-    for module, name in _needs(own, roots):
+    here = _reached(own, roots)
+    for module, name in _needs(here):
         if (file := _file(module)) is None or file == path:
             continue
         known = wanted.setdefault(file, set())
         wanted[file] = None if name is None or known is None else known | {name}
-    named = [(_module(path), _text(own, roots))]
-    named += sorted((_module(file), _text(_read(file), names)) for file, names in wanted.items())
+    named = [(_module(path), _text(here))]
+    named += sorted((_module(file), _text(_reached(_read(file), names))) for file, names in wanted.items())
     return digest(*(f"{name}\n{text}" for name, text in named))
 
 
@@ -94,13 +95,12 @@ def _reached(source: _Source, roots: set[str] | None) -> list[_Part]:
         names = more
 
 
-def _text(source: _Source, roots: set[str] | None) -> str:
-    return "\n".join(part.text for part in _reached(source, roots) if part.text and not part.imports)
+def _text(parts: Iterable[_Part]) -> str:
+    return "\n".join(part.text for part in parts if part.text and not part.imports)
 
 
-def _needs(source: _Source, roots: set[str] | None) -> set[tuple[str, str | None]]:
-    """(module, name) of what the reached statements import from the package; name None: the module as a whole."""
-    parts = _reached(source, roots)
+def _needs(parts: list[_Part]) -> set[tuple[str, str | None]]:
+    """(module, name) of what these statements import from the package; name None: the module as a whole."""
     bare = set().union(*(part.uses for part in parts))
     members = set().union(*(part.members for part in parts))
     found: set[tuple[str, str | None]] = set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,16 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
 from showtell.measure.cost import counted, network_of, peak_memory, spent
-from showtell.measure.experiment import Lab, MissingBase
 from showtell.measure.statistics import Interval, interval
-from showtell.papers import Paper, catalogue
-from showtell.papers.using import Layouts, made
+from showtell.reproduce.ground import PLAIN, Ground, said
 from showtell.reproduce.runner import Show
 
-PLAIN = "plain"
 _MEASURED = 4  # prompts for the costs that need instruments
 
 
@@ -61,12 +57,8 @@ class SideBySide:
         rows = []
         for one in self.entries:
             costs = [f"{one.time:.2f}x", f"{one.nfe:.0f}", f"{one.memory / 2**20:+.1f} MB"]
-            rows.append([one.name, _said(one.score, ".3f"), _said(one.gain, "+.3f"), *costs])
+            rows.append([one.name, said(one.score, ".3f"), said(one.gain), *costs])
         return heads, rows
-
-
-def _said(found: Interval, form: str) -> str:
-    return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
 
 
 def compare(
@@ -84,21 +76,17 @@ def compare(
     base: a packaged base, or what `showtell.load` takes. Methods that need boxes get those of the prompt set.
     Raises ShowtellError: an unknown shelf, prompt set, base or metric.
     """
-    papers = [paper for paper in catalogue(shelf) if paper.implemented]
-    lab = Lab("compare", n=prompts, seed=seed, seeds=seeds, show=show)
-    drawn, score, bridge, layouts = opened(lab, task, base, metric)
-    methods, left_out = methods_of(papers, drawn.texts, layouts)
+    ground = Ground.open(shelf, task, base, metric, prompts, seeds, seed, show)
     scores: dict[str, np.ndarray] = {}
     entries: list[Entry] = []
-    for name in lab.progress(methods, shelf):
-        sample = partial(_sample, bridge, methods[name], drawn.texts, layouts)
+    for name in ground.lab.progress(ground.methods, shelf):
         try:
-            rows, seconds = _scored(sample, score, lab.seeds)
-            nfe, memory = _instruments(bridge, partial(sample, count=_MEASURED), min(_MEASURED, len(drawn.texts)))
+            rows, seconds = _scored(ground, name)
+            nfe, memory = _instruments(ground, name)
         except ShowtellError as error:
             if name == PLAIN:
                 raise
-            left_out[name] = str(error)
+            ground.left_out[name] = str(error)
             continue
         scores[name] = rows
         each, first = seconds / rows.size, entries[0] if entries else None
@@ -115,81 +103,27 @@ def compare(
         )
     plain, *others = [replace(entry, memory=entry.memory - entries[0].memory) for entry in entries]
     ranked = [plain, *sorted(others, key=lambda entry: -entry.score.mean)]
-    return SideBySide(shelf, task, base, metric, prompts, seeds, seed, ranked, left_out)
+    return SideBySide(shelf, task, base, metric, prompts, seeds, seed, ranked, ground.left_out)
 
 
-def opened(lab: Lab, task: str, base: str, metric: str) -> tuple[Any, Callable[..., Any], Any, Layouts]:
-    """(the prompt set, its metric, the bridge, what is where in each prompt)."""
-    drawn = lab.prompts(task)
-    if not callable(score := getattr(drawn, metric, None)):
-        raise ShowtellError(
-            f"prompt sets have no metric {metric!r}; use one such as whole, objects, binding, relations"
-        )
-    layouts = [list(zip(phrases, map(tuple, boxes))) for phrases, boxes in zip(drawn.phrases, drawn.boxes)]
-    return drawn, score, _bridge(lab, base), layouts
-
-
-def _sample(
-    bridge: Any, method: Method, texts: list[str], layouts: Layouts, seed: int, count: int | None = None
-) -> Any:
-    """Images of the first `count` prompts."""
-    return bridge.generate(texts[:count], using=method.using(texts[:count], layouts[:count]), seed=seed)
-
-
-def _scored(sample: Callable[..., Any], score: Callable[..., Any], seeds: Sequence[int]) -> tuple[np.ndarray, float]:
+def _scored(ground: Ground, name: str) -> tuple[np.ndarray, float]:
     """(scores (seeds, prompts), seconds of sampling). A short first call pays for what is loaded once."""
-    sample(seed=0, count=1)
+    ground.sample(name, seed=0, count=1)
     rows, seconds = [], 0.0
-    for seed in seeds:
+    for seed in ground.lab.seeds:
         start = spent()
-        images = sample(seed=seed)
+        images = ground.sample(name, seed=seed)
         seconds += spent() - start
-        rows.append(np.asarray(score(images), dtype=float))
+        rows.append(ground.score(images))
     return np.stack(rows), seconds
 
 
-def _instruments(bridge: Any, sample: Callable[..., Any], count: int) -> tuple[float, int]:
+def _instruments(ground: Ground, name: str) -> tuple[float, int]:
     """(samples that the network evaluated per image, bytes at the peak)."""
-    with counted([network_of(bridge)]) as calls:
-        sample(seed=0)
-    return sum(calls) / count, peak_memory(partial(sample, seed=0))
-
-
-def _bridge(lab: Lab, base: str) -> Any:
-    """A packaged base by name, else whatever can be loaded."""
-    import showtell
-
-    try:
-        return lab.base(base)
-    except MissingBase:
-        if not any(mark in base for mark in "/\\."):
-            raise
-    return showtell.load(base)
-
-
-@dataclass(frozen=True)
-class Method:
-    """Makes the techniques of a paper, or none, for some prompts and the boxes that they state."""
-
-    paper: Paper | None = None
-
-    def using(self, texts: Sequence[str], layouts: Layouts) -> list[Technique]:
-        return [] if self.paper is None else made(self.paper, {}, texts, layouts)
-
-
-def methods_of(
-    papers: Sequence[Paper], texts: Sequence[str], layouts: Layouts
-) -> tuple[dict[str, Method], dict[str, str]]:
-    """Plain sampling and what can be made without being told more; and why the others cannot."""
-    methods, left_out = {PLAIN: Method()}, {}
-    for paper in papers:
-        try:
-            Method(paper).using(texts[:1], layouts[:1])
-        except ShowtellError as error:
-            left_out[paper.slug] = str(error)
-        else:
-            methods[paper.slug] = Method(paper)
-    return methods, left_out
+    sample = partial(ground.sample, name, seed=0, count=_MEASURED)
+    with counted([network_of(ground.bridge)]) as calls:
+        sample()
+    return sum(calls) / min(_MEASURED, len(ground.texts)), peak_memory(sample)
 
 
 def plot(found: SideBySide, path: Path) -> None:

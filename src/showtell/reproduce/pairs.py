@@ -15,11 +15,8 @@ from showtell import files
 from showtell.bridges.together import check_together
 from showtell.errors import ShowtellError
 from showtell.measure import provenance
-from showtell.measure.experiment import Lab
 from showtell.measure.statistics import Interval, interval
-from showtell.papers import catalogue
-from showtell.papers.using import Layouts
-from showtell.reproduce.compare import PLAIN, Method, methods_of, opened
+from showtell.reproduce.ground import PLAIN, Ground, said
 from showtell.reproduce.runner import Show
 
 Rows = np.ndarray
@@ -67,12 +64,12 @@ class Combined:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """(heads, rows) for people, best pair first, then those that were refused."""
         heads = ["first", "second", self.metric, "against plain", "against the better one"]
-        rows = [[p.first, p.second, *map(_said, (p.score, p.gain, p.over_better))] for p in self.ranked()]
+        rows = [[p.first, p.second, *_figures(p)] for p in self.ranked()]
         return heads, rows + [[p.first, p.second, "refused", p.refused, ""] for p in self.pairs if p.refused]
 
 
-def _said(found: Interval | None) -> str:
-    return "" if found is None else f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def _figures(pair: Together) -> list[str]:
+    return [said(found) for found in (pair.score, pair.gain, pair.over_better) if found is not None]
 
 
 def combine(
@@ -90,20 +87,17 @@ def combine(
     What was sampled is kept in the cache for the same code, weights, prompts and seeds: interrupted, it goes on.
     Raises ShowtellError: an unknown shelf, prompt set, base or metric.
     """
-    papers = [paper for paper in catalogue(shelf) if paper.implemented]
-    lab = Lab("compare", n=prompts, seed=seed, seeds=seeds, show=show)
-    drawn, score, bridge, layouts = opened(lab, task, base, metric)
-    methods, left_out = methods_of(papers, drawn.texts, layouts)
-    code = {paper.slug: provenance.code_hash(paper.file) for paper in papers} | {PLAIN: ""}
+    ground = Ground.open(shelf, task, base, metric, prompts, seeds, seed, show)
+    lab, left_out = ground.lab, ground.left_out
+    code = {n: provenance.code_hash(m.paper.file) if m.paper else "" for n, m in ground.methods.items()}
     context = f"{base} {task} {metric} {prompts} {seeds} {seed} {sorted(lab.weights.items())}"
 
     def sampled(*names: str) -> tuple[Rows, np.ndarray]:
         key = provenance.digest(context, *(part for name in names for part in (name, code[name])))
-        chosen = [methods[name] for name in names]
-        return _kept(key, lambda: _sampled(bridge, chosen, drawn.texts, layouts, score, lab.seeds))
+        return _kept(key, lambda: _sampled(ground, names))
 
     alone: dict[str, tuple[Rows, np.ndarray]] = {}
-    for name in lab.progress(list(methods), f"{shelf}, one by one"):
+    for name in lab.progress(list(ground.methods), f"{shelf}, one by one"):
         try:
             alone[name] = sampled(name)
         except ShowtellError as error:
@@ -114,7 +108,7 @@ def combine(
     pairs = []
     for first, second in lab.progress(list(itertools.combinations(sorted(set(alone) - {PLAIN}), 2)), f"{shelf}, pairs"):
         try:
-            check_together([one for n in (first, second) for one in methods[n].using(drawn.texts[:1], layouts[:1])])
+            check_together(ground.using((first, second), count=1))
             rows, marks = sampled(first, second)
         except ShowtellError as error:
             pairs.append(Together(first, second, refused=str(error)))
@@ -128,15 +122,12 @@ def combine(
     return Combined(shelf, task, base, metric, prompts, seeds, seed, ones, pairs, left_out)
 
 
-def _sampled(
-    bridge: Any, methods: Sequence[Method], texts: list[str], layouts: Layouts, score: Any, seeds: Sequence[int]
-) -> tuple[Rows, np.ndarray]:
+def _sampled(ground: Ground, names: Sequence[str]) -> tuple[Rows, np.ndarray]:
     """(scores (seeds, prompts), a mark of each picture (seeds, prompts): pictures that are equal have equal marks)."""
     rows, marks = [], []
-    for seed in seeds:
-        using = [one for method in methods for one in method.using(texts, layouts)]
-        images = bridge.generate(texts, using=using, seed=seed)
-        rows.append(np.asarray(score(images), dtype=float))
+    for seed in ground.lab.seeds:
+        images = ground.sample(*names, seed=seed)
+        rows.append(ground.score(images))
         marks.append([np.asarray(image, dtype=np.int64).sum() for image in images])
     return np.stack(rows), np.array(marks)
 
@@ -161,9 +152,9 @@ def page(found: Sequence[Combined], command: str, best: int = 12) -> str:
     lines = [
         "# Which methods help one another",
         "",
-        "Every two methods of the compose shelf together (`using=[A, B]`, in the order of their names), on the same",
-        "base, prompts and seeds as plain sampling and as each of them alone. Intervals are of 95 %, paired over",
-        f"prompts and seeds. This page is written by `{command}`.",
+        f"Every two methods of the {found[0].shelf} shelf together (`using=[A, B]`, in the order of their names), on",
+        "the same base, prompts and seeds as plain sampling and as each of them alone. Intervals are of 95 %, paired",
+        f"over prompts and seeds. This page is written by `{command}`.",
         "",
         "With so many pairs some look good by chance: of a hundred that do nothing, two or three have an interval",
         "above zero. A pair is worth a second look on other prompts (`--seed 1`).",
@@ -199,17 +190,13 @@ def _section(found: Combined, best: int) -> list[str]:
         "|---" * 5 + "|",
     ]
     for pair in found.ranked()[:best]:
-        lines.append(f"| `{pair.first}` | `{pair.second}` | {' | '.join(map(_said, _figures(pair)))} |")
+        lines.append(f"| `{pair.first}` | `{pair.second}` | {' | '.join(_figures(pair))} |")
     if refused := [pair for pair in found.pairs if pair.refused]:
         lines += ["", "Refused before anything is sampled:", ""]
         lines += [f"- `{pair.first}` with `{pair.second}`: {pair.refused}" for pair in refused]
     if found.left_out:
         lines += ["", "Not here:", "", *(f"- `{name}`: {why}" for name, why in sorted(found.left_out.items()))]
     return lines
-
-
-def _figures(pair: Together) -> tuple[Interval | None, ...]:
-    return pair.score, pair.gain, pair.over_better
 
 
 def _cell(pair: Together) -> str:
