@@ -9,7 +9,7 @@ import torch
 
 from showtell.bridges.base import Technique, Text
 from showtell.errors import ShowtellError
-from showtell.steer.embeddings import Direction, Mixed, PromptSchedule, WordWeights, mixed, weighted
+from showtell.steer.embeddings import Direction, Mixed, PromptSchedule, WordWeights, mixed, renormalised, weighted
 from steering import FAMILIES, PROMPTS, sampled
 
 CATS = ["a big cat"] * 2
@@ -90,3 +90,11 @@ def test_schedule(name: str) -> None:
         assert torch.equal(got.tokens, expected.tokens)
     always = sampled(name, PromptSchedule(lambda progress, own: CATS[0]))
     assert torch.equal(always, sampled(name, prompts=CATS))
+
+
+def test_renormalised_by_hand() -> None:
+    tokens = torch.tensor([[[1.0, 3.0], [2.0, 2.0]]])
+    found = renormalised(tokens, torch.tensor([[1.0, 1.5]]))
+    assert torch.allclose(found, torch.tensor([[[1.0, 3.0], [3.0, 3.0]]]) * 2 / 2.5)
+    around = torch.tensor([[[1.0, -1.0], [2.0, -2.01]]])
+    assert torch.allclose(renormalised(around, torch.tensor([[3.0, 1.0]])).abs().max(), torch.tensor(3.0), atol=0.1)

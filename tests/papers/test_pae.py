@@ -1,4 +1,4 @@
-"""PAE: dynamic prompts step by step, a policy that learns which modifier helps and when, every host."""
+"""PAE: prompts that change while sampling, a policy that learns which modifier helps and when, every host."""
 
 from __future__ import annotations
 
@@ -12,38 +12,15 @@ from laboratory import Laboratory, run_example
 
 from causal_models import strong, text_config
 from showtell.bridges.clip import ClipBridge
+from showtell.language.timed import parse
 from showtell.papers.prompt import pae
-from showtell.papers.prompt.pae import DynamicPrompts, Editor, Part, optimise, parse, renormalised, shown
+from showtell.papers.prompt.pae import DynamicPrompts, Editor, optimise
 from showtell.train import policy
 from showtell.train.policy import ActorCritic, Drawn
 from test_bridges_clip import make as make_clip
 from tiny import qwen_tokenizer
 
 PLAIN = ["a red ring left of a blue star", "a dog on the table"]
-
-
-def test_parsing_and_what_is_shown() -> None:
-    parts = parse("a horse, [anime:0-0.5:1.5] style, [detailed:0.85-1:1]")
-    assert parts[::2] == [Part("a horse, "), Part(" style, ")]
-    assert parts[1::2] == [Part("anime", 0.0, 0.5, 1.5), Part("detailed", 0.85, 1.0, 1.0)]
-    # Times run from noise to image: 0.85-1 is the beginning, 0-0.5 the second half, as in the released code.
-    assert [part.active(step, 10) for part in parts[3:] for step in range(10)] == [True] * 2 + [False] * 8
-    assert [part.active(step, 10) for part in parts[1:2] for step in range(10)] == [False] * 5 + [True] * 5
-    text, weighted = shown(parts, 9, 10)
-    assert text == "a horse, anime style" and [(text[s.start : s.stop], w) for s, w in weighted] == [("anime", 1.5)]
-    assert shown(parse("a horse, [anime:0-0.5:1], detailed"), 0, 10)[0] == "a horse, detailed"
-    assert shown(parse("a [b] c [d:e:f]"), 0, 10) == ("a [b] c [d:e:f]", [])
-    # Ranges that meet leave no step out and show none twice.
-    halves = [Part("x", *where, 1.0) for where in ((0.0, 0.5), (0.5, 1.0))]
-    assert all(sum(half.active(step, 7) for half in halves) == 1 for step in range(7))
-
-
-def test_renormalised_by_hand() -> None:
-    tokens = torch.tensor([[[1.0, 3.0], [2.0, 2.0]]])
-    found = renormalised(tokens, torch.tensor([[1.0, 1.5]]))
-    assert torch.allclose(found, torch.tensor([[[1.0, 3.0], [3.0, 3.0]]]) * 2 / 2.5)
-    around = torch.tensor([[[1.0, -1.0], [2.0, -2.01]]])
-    assert torch.allclose(renormalised(around, torch.tensor([[3.0, 1.0]])).abs().max(), torch.tensor(3.0), atol=0.1)
 
 
 @pytest.mark.parametrize("name", hosts("pae", *UNET, *MMDIT))

@@ -58,6 +58,16 @@ def weighted(text: Text, factors: torch.Tensor, pivot: str | torch.Tensor = "emp
     return tokens + (factors[..., None].to(tokens) - 1) * (tokens - centre)
 
 
+def renormalised(tokens: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Token embeddings (n, tokens, channels) times factors (n, tokens), brought back to the mean that they had.
+
+    A sample whose mean would change by more than a factor of 2 (embeddings around zero) is left at its new one.
+    """
+    changed = tokens * factors[..., None].to(tokens)
+    ratio = tokens.mean((1, 2), keepdim=True) / changed.mean((1, 2), keepdim=True)
+    return changed * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0)
+
+
 def null_tokens(text: Text) -> torch.Tensor:
     """The empty prompt's token embeddings at the length of this text, (1, tokens, channels).
 

@@ -126,6 +126,21 @@ def answer(tokenizer: Any, ids: Tensor) -> str:
     return re.sub(r" +([,.;:?!])", r"\1", tokenizer.decode(kept)).strip()
 
 
+def phrases(tokenizer: Any, ids: Tensor, said: Tensor) -> list[tuple[str, list[int]]]:
+    """The phrases of an answer, between commas and full stops: the text and the places of the tokens of each.
+
+    ids, said: (length,), a row of `Drawn`. Phrases of no text are left out.
+    """
+    groups: list[list[int]] = [[]]
+    for place in said.nonzero().flatten().tolist():
+        if answer(tokenizer, ids[place : place + 1]) in (",", "."):
+            groups.append([])
+        else:
+            groups[-1].append(place)
+    found = [(answer(tokenizer, ids[places]), places) for places in groups if places]
+    return [(text, places) for text, places in found if text]
+
+
 def states(model: Any, drawn: Drawn) -> tuple[Tensor, Tensor]:
     """(logits, last hidden states), each (n, length, ...)."""
     places = (drawn.mask.long().cumsum(1) - 1).clamp(min=0)
@@ -141,6 +156,14 @@ def chosen(logits: Tensor, picks: Tensor, said: Tensor) -> Tensor:
     0 where nothing was said."""
     found = logits[:, :-1].log_softmax(-1).gather(2, picks[:, 1:, None])[..., 0]
     return F.pad(found, (1, 0)) * said
+
+
+def picked(logits: Tensor, temperature: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    """A pick (n, length) for each place by the logits (n, length, k) of the place before; temperature 0 for the
+    likeliest. generator: on the CPU. What the first place gets means nothing."""
+    rows = ((logits / temperature).softmax(-1) if temperature else logits).flatten(0, 1).cpu()
+    picks = torch.multinomial(rows, 1, generator=generator) if temperature else rows.argmax(-1, keepdim=True)
+    return picks.view(logits.shape[:2]).roll(1, dims=1).to(logits.device)
 
 
 def log_probabilities(model: Any, drawn: Drawn) -> Tensor:

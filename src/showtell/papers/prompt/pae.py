@@ -4,12 +4,12 @@ Mo, Zhang, Bai, Su, Wen, Yang, 2024, arXiv 2404.04095
 A language model appends modifiers to a short prompt and says of each how strongly and when it acts, as in "a red horse,
 [anime style:0-0.5:1.5]". It learns modifiers from prompts that made good images, then words, weights and times by PPO.
 
-Faithful, after the released code: the grids; times run from 1 (noise) to 0 (image), so that 0.5-1 is the first half;
+Faithful, after the released code: the grids; times from 1 (noise) to 0 (image), so that 0.5-1 is the first half;
 inactive modifiers leave the prompt, weighted embeddings keep their mean; heads on the states that give the words, a
 phrase taking what most of its tokens pick; one clipped update per batch with three advantages, a penalty of 0.02 KL
 each, a critic begun as the actor; CLIP counted only below 0.28. Deviations: the probabilities of what was picked are
-trained (the code takes those of weight 1 at all times), the critic values the request alone, a mean that would change
-by more than a factor of 2 (embeddings around zero) is left alone, and commas go with the modifier they precede.
+trained (the code takes those of weight 1 at all times), the critic values the request alone, a mean near zero is left
+alone, and commas go with the modifier they precede.
 Scaled down: a 3-layer writer instead of GPT-2, six steps of sampling in rewards, one look (watercolour) to prefer. The
 aesthetic score is CLIP's for that look, the preference CLIP's for the prompt with it; the judge scores, nothing else.
 """
@@ -17,9 +17,7 @@ aesthetic score is CLIP's for that look, the preference CLIP's for the prompt wi
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -29,10 +27,10 @@ from torch import Tensor, nn
 
 from showtell import language
 from showtell.bridges.base import Run, Technique
-from showtell.language.results import Span
+from showtell.language.timed import parse, shown
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import read
-from showtell.steer.embeddings import _like
+from showtell.steer.embeddings import _like, renormalised
 from showtell.steer.regions import words_of
 from showtell.train import policy
 from showtell.train.policy import Drawn
@@ -50,49 +48,6 @@ bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
 prompt = "a red horse on the yellow grass, [anime style:0-0.5:1.5], [detailed:0.85-1:1]"
 [image] = bridge.generate(prompt, using=[DynamicPrompts()], seed=0)
 """
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some words of a dynamic prompt; `start` and `stop` in remaining noise, 1 at the first step."""
-
-    text: str
-    start: float = 0.0
-    stop: float = 1.0
-    weight: float | None = None
-
-    def active(self, step: int, steps: int) -> bool:
-        left = steps - step
-        return int(self.start * steps) < left <= int(self.stop * steps)
-
-
-def parse(prompt: str) -> list[Part]:
-    """The parts of "plain words, [modifier:start-stop:weight]"; brackets of another form are words like any other."""
-    parts, at = [], 0
-    for found in re.finditer(r"\[([^][:]+):([\d.]+)-([\d.]+):([\d.]+)\]", prompt):
-        parts += [Part(prompt[at : found.start()]), Part(found[1], *map(float, found.groups()[1:]))]
-        at = found.end()
-    return [part for part in (*parts, Part(prompt[at:])) if part.text]
-
-
-def shown(parts: Sequence[Part], step: int, steps: int) -> tuple[str, list[tuple[Span, float]]]:
-    """The prompt at a step, and its weighted words."""
-    text, weighted = "", []
-    for part in parts:
-        if part.weight is not None and not part.active(step, steps):
-            text = text.rstrip(", ")
-            continue
-        if part.weight is not None:
-            weighted.append((Span(part.text, len(text), len(text) + len(part.text)), part.weight))
-        text += part.text
-    return text, weighted
-
-
-def renormalised(tokens: Tensor, factors: Tensor) -> Tensor:
-    """Tokens (n, text, channels) times factors (n, text), with the mean that they had."""
-    changed = tokens * factors[..., None].to(tokens)
-    ratio = tokens.mean((1, 2), keepdim=True) / changed.mean((1, 2), keepdim=True)
-    return changed * torch.where((ratio > 0.5) & (ratio < 2), ratio, 1.0)
 
 
 class DynamicPrompts(Technique):
@@ -140,14 +95,10 @@ class Editor(nn.Module):
         """Words, weights and ranges for every prompt, with the log-probabilities of each."""
         asked = [f"{prompt}," for prompt in prompts]
         drawn = policy.write(self.model, self.tokenizer, asked, temperature, max_tokens=32, seed=seed)
-        generator, picks = torch.Generator().manual_seed(seed), [drawn.ids]
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             logits = self.logits(drawn)
-        for found in logits[1:]:
-            chance = (found / temperature).softmax(-1) if temperature else found
-            rows = chance.flatten(0, 1).cpu()
-            pick = torch.multinomial(rows, 1, generator=generator) if temperature else rows.argmax(-1, keepdim=True)
-            picks.append(pick.view(found.shape[:2]).roll(1, dims=1).to(drawn.ids))
+        picks = [drawn.ids, *(policy.picked(found, temperature, generator) for found in logits[1:])]
         old = zip(PICKS, logits, picks, strict=True)
         return {
             **drawn.arrays(), **dict(zip(PICKS, picks, strict=True)),
@@ -158,14 +109,8 @@ class Editor(nn.Module):
         """The dynamic prompts that were drawn; without weights and ranges if not `dynamic`."""
         found = []
         for row, prompt in enumerate(prompts):
-            groups: list[list[int]] = [[]]
-            for at in drawn["said"][row].nonzero().flatten().tolist():
-                if policy.answer(self.tokenizer, drawn["ids"][row, at : at + 1]) in (",", "."):
-                    groups.append([])
-                else:
-                    groups[-1].append(at)
-            phrases = [(policy.answer(self.tokenizer, drawn["ids"][row, at]), at) for at in groups if at]
-            written = [self._phrase(text, drawn, row, at, dynamic) for text, at in phrases if text]
+            phrases = policy.phrases(self.tokenizer, drawn["ids"][row], drawn["said"][row])
+            written = [self._phrase(text, drawn, row, at, dynamic) for text, at in phrases]
             found.append(", ".join([prompt, *written]))
         return found
 
@@ -242,11 +187,15 @@ def experiment(lab: Lab) -> Comparison:
         return torch.stack([(found * clip.embed(texts=plain)).sum(-1), look[:, 0] - look[:, 1:].mean(1),
                             (found * liked).sum(-1)])  # fmt: skip
 
+    def in_parts(score: Callable[[list[str], list[str]], Tensor], prompts: list[str]) -> Tensor:
+        """(..., n): scores of prompts, each made from the short one of its row."""
+        parts = [slice(start, start + 32) for start in range(0, len(short), 32)]
+        return torch.cat([score(prompts[part], short[part]) for part in parts], dim=-1)
+
     @cache
     def known() -> dict[str, Tensor]:
         """The scores (3,) of the short prompts' own images, which the noise and the prompt settle."""
-        parts = [scores(short[i : i + 32], short[i : i + 32]) for i in range(0, len(short), 32)]
-        return dict(zip(short, torch.cat(parts, 1).T, strict=True))
+        return dict(zip(short, in_parts(scores, short).T, strict=True))
 
     def gain(prompts: list[str], plain: list[str]) -> Tensor:
         new, old = scores(prompts, plain), torch.stack([known()[text] for text in plain], 1)
@@ -254,8 +203,7 @@ def experiment(lab: Lab) -> Comparison:
 
     def first(seed: int) -> Editor:
         """Stage 1: words alone, from the better half of the pairs."""
-        parts = [gain(full[i : i + 32], short[i : i + 32]) for i in range(0, len(full), 32)]
-        best = torch.cat(parts).argsort(descending=True)[: (len(full) + 1) // 2].tolist()
+        best = in_parts(gain, full).argsort(descending=True)[: (len(full) + 1) // 2].tolist()
         pairs = [(f"{short[i]},", full[i].removeprefix(short[i] + ",")) for i in best]
         editor = Editor(policy.small_writer(tokenizer, seed=seed), tokenizer)
         policy.imitate(editor.model, tokenizer, pairs, IMITATION, seed=seed)
