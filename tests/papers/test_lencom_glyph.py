@@ -1,4 +1,4 @@
-"""LenCom-Eval: energies by hand, boxes that move apart in reading order, letters that are read back, painting again."""
+"""LenCom-Eval: energies by hand, boxes that move apart in reading order, painting again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ import bridge_family
 import showtell
 import test_bridges_controlnet
 import test_bridges_instruct_pix2pix
-from showtell.data.lettered import TALL, corner, lettered, lines, some_words, wide
+from showtell.data.lettered import TALL, lines, some_words, wide
 from showtell.errors import ShowtellError
-from showtell.measure.lettering import read_at
-from showtell.measure.scores import read
 from showtell.papers.compose import lencom_glyph
-from showtell.papers.compose.lencom_glyph import around, energy, in_order, repaired, shown_alone, write
-from showtell.pictures import to_pil
+from showtell.papers.compose.lencom_glyph import energy, in_order, repaired, write
 
 WORDS = ["SALE", "QZX"]
 OVER = np.array([[0.1, 0.2, 0.1 + wide("SALE"), 0.2 + TALL], [0.2, 0.25, 0.2 + wide("QZX"), 0.25 + TALL]])
@@ -67,29 +64,6 @@ def test_boxes_move_apart() -> None:
         tangled = lines(words, rng, careless=1.0)
         need = np.array([wide(word) for word in words])
         assert energy(repaired(words, tangled), tangled, need) < energy(tangled, tangled, need)
-
-
-def test_letters_are_read_back() -> None:
-    rng = random.Random(1)
-    for _ in range(4):
-        words = some_words(rng)
-        assert 3 <= len(words) <= 5 and all(3 <= len(word) <= 6 for word in words)
-        boxes = lines(words, rng)
-        image = lettered(words, boxes, (196, 226, 246))
-        places = [corner(box) for box in boxes]
-        assert read_at(np.stack([image] * len(words)), places) == words
-        assert read_at(np.full((1, 64, 64, 3), 255, np.uint8), places[:1]) == [""]
-    # Where one lies over the other, at most one is read.
-    found = read_at(np.stack([lettered(WORDS, OVER)] * 2), [corner(box) for box in OVER])
-    assert found != WORDS
-
-
-def test_the_judge_reads_boxes_one_by_one() -> None:
-    words = ["STOP", "MOON", "JAZZ"]
-    boxes = lines(words, random.Random(2))
-    image = to_pil(lettered(words, boxes)[None])[0]
-    seen = [one.word for one in read([shown_alone(image, *pair) for pair in zip(words, boxes, strict=True)], fast=True)]
-    assert sum(a == b for a, b in zip(seen, words, strict=True)) >= 2
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.host("lencom_glyph", n)) for n in MAKERS])
@@ -147,11 +121,6 @@ def test_models_that_take_no_picture_of_letters(name: str) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ShowtellError, match="0 layouts for 1"):
         write(painter("controlnet"), ["a dog"], [])
-
-
-def test_around() -> None:
-    mask = around(np.array([[0.0, 0.5, 0.25, 1.2]]))
-    assert mask.sum() == 16 * 32 and mask[32:, :16].all()
 
 
 def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> None:

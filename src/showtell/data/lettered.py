@@ -27,6 +27,14 @@ def corner(box: np.ndarray) -> tuple[int, int]:
     return round(float(box[1]) * GRID) + 1, round(float(box[0]) * GRID) + 1
 
 
+def around(boxes: Boxes) -> np.ndarray:
+    """(64, 64) float32: 1 in the boxes, to whole cells; what leaves the picture is cut off."""
+    mask = np.zeros((GRID, GRID), np.float32)
+    for left, top, right, bottom in (np.asarray(boxes).clip(0, 1) * GRID).round().astype(int):
+        mask[top:bottom, left:right] = 1
+    return mask
+
+
 def lettered(words: Sequence[str], boxes: Boxes, ground: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
     """A picture (64, 64, 3) uint8 of the words in black on white lines, on a ground of that colour; what leaves the
     picture is cut off, and later words lie over earlier ones."""

@@ -1,14 +1,21 @@
-"""Reading a written word by comparing it with the font: an opinion on words that owes nothing to the judges."""
+"""Reading written words by comparing them with the font, an opinion that owes nothing to the judges; and pictures of
+several words in boxes, which the judge is shown one by one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from showtell.data.lettered import Boxes, corner, wide
+from showtell.measure.scores import read
 from showtell.pictures import letterbox, to_pil
+from showtell.world import draw
 from showtell.world.glyphs import BOTTOM, GLYPHS, GRID, HEIGHT, PITCH, WIDTH
-from showtell.world.scene import MAX_WORD
+from showtell.world.scene import MAX_WORD, Scene
 
 SURE = 0.7  # least correlation of a place with its letter; edges of objects seldom reach 0.6
 
@@ -63,3 +70,31 @@ def _from(ink: np.ndarray, top: int, left: int, longest: int, slack: int) -> str
                 read, sure = read + letter, sure + alike
             best = max(best, (len(read), sure, read))
     return best[2]
+
+
+def shown_alone(image: Any, word: str, box: np.ndarray) -> Image.Image:
+    """The line of a word, in a box of `data.lettered`, of a picture: under a circle, centred at the bottom, where the
+    world writes the word of a scene; 64x64."""
+    canvas = draw([Scene.parse("a red circle")])[0].copy()
+    picture, (top, left) = np.asarray(image.resize((GRID, GRID))), corner(box)
+    rows = slice(max(0, top - 1), top + HEIGHT + 1)
+    columns = slice(max(0, left - 1), left - 1 + round(wide(word) * GRID))
+    crop = picture[rows, columns]
+    first, start = BOTTOM - HEIGHT - 1, (GRID - crop.shape[1]) // 2
+    canvas[first : first + crop.shape[0], start : start + crop.shape[1]] = crop
+    return Image.fromarray(canvas)
+
+
+def word_f1(images: Sequence[Any], layouts: Sequence[tuple[Sequence[str], Boxes]], judge: Any = "first") -> np.ndarray:
+    """(n,) F1, in [0, 1], of the words that the judge reads in the boxes of images where others were wanted.
+
+    layouts: (words, boxes) of each image, as `data.lettered` takes them.
+    """
+    places = [(i, word, box) for i, (words, boxes) in enumerate(layouts) for word, box in zip(words, boxes)]
+    scenes = read([shown_alone(images[i], word, box) for i, word, box in places], judge, fast=True)
+    scores = []
+    for row, (words, _) in enumerate(layouts):
+        seen = [(word, scene.word) for (i, word, _), scene in zip(places, scenes, strict=True) if i == row]
+        right, told = sum(a == b for a, b in seen), sum(bool(b) for _, b in seen)
+        scores.append(2 * right / (told + len(words)))
+    return np.array(scores)

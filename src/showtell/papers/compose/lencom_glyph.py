@@ -25,22 +25,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from showtell.bridges.base import as_list
-from showtell.data.lettered import TALL, Boxes, corner, lettered, lines, some_words, wide
+from showtell.data.lettered import TALL, Boxes, around, corner, lettered, lines, some_words, wide
 from showtell.errors import ShowtellError
+from showtell.measure import lettering
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.lettering import read_at
-from showtell.measure.scores import edit_distance, read
+from showtell.measure.scores import edit_distance
 from showtell.pictures import to_pil
 from showtell.steer.blend import BlendLatents
-from showtell.train.editors import editor_of
-from showtell.train.noising import Noising
-from showtell.train.samples import latents_of, paired
-from showtell.train.trainer import fit
-from showtell.world import Scene, draw
-from showtell.world.glyphs import BOTTOM, GRID, HEIGHT
+from showtell.train.editors import editor_of, fit_editor
 
 EXAMPLE = """
 import numpy as np
@@ -152,14 +147,6 @@ def write(
     return images
 
 
-def around(boxes: Boxes) -> np.ndarray:
-    """(64, 64) float32: 1 in the boxes."""
-    mask = np.zeros((GRID, GRID), np.float32)
-    for left, top, right, bottom in (np.asarray(boxes).clip(0, 1) * GRID).round().astype(int):
-        mask[top:bottom, left:right] = 1
-    return mask
-
-
 # --- the experiment ---------------------------------------------------------------------------------------------------
 
 GROUNDS = {"white": (255, 255, 255), "sky": (196, 226, 246), "sand": (232, 214, 172)}
@@ -172,36 +159,16 @@ def prompt_of(ground: str) -> str:
 
 def learn_letters(editor: Any, seed: int = 0) -> Any:
     """Trains it to paint what pictures of letters show on the ground that the prompt names; its denoiser."""
-    rng, letters, pictures, told = random.Random(f"letters {seed}"), [], [], []
+    rng, letters, written, told = random.Random(f"letters {seed}"), [], [], []
     for _ in range(PICTURES):
         words, ground = some_words(rng), rng.choice(list(GROUNDS))
         boxes = lines(words, rng)
         letters.append(lettered(words, boxes))
-        pictures.append(lettered(words, boxes, GROUNDS[ground]))
+        written.append(lettered(words, boxes, GROUNDS[ground]))
         told.append(prompt_of(ground))
-    noising = Noising(editor, *editor._size(None, None), image=to_pil(np.stack(letters)))
-    with torch.no_grad():
-        texts = noising.text(told)
-
-    def loss(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict]:
-        error = noising.loss(noising.noised(batch["latents"], generator), texts.rows(batch["row"].long()))
-        return error, {"mse": error.detach()}
-
-    data = paired(latents_of(editor, to_pil(np.stack(pictures))), BATCH)
-    unet = editor.adapter.denoiser.requires_grad_(True)
-    fit(unet, loss, data, steps=STEPS, lr=RATE, precision="no", seed=seed, progress=False)
-    return unet.eval().requires_grad_(False)
-
-
-def shown_alone(image: Any, word: str, box: np.ndarray) -> Image.Image:
-    """The box of a picture under a circle, centred at the bottom, where the world writes the word of a scene."""
-    canvas = draw([Scene.parse("a red circle")])[0].copy()
-    picture, (top, left) = np.asarray(image.resize((GRID, GRID))), corner(box)
-    wide_, rows = round(wide(word) * GRID), slice(max(0, top - 1), top + HEIGHT + 1)
-    crop = picture[rows, max(0, left - 1) : left - 1 + wide_]
-    first, start = BOTTOM - HEIGHT - 1, (GRID - crop.shape[1]) // 2
-    canvas[first : first + crop.shape[0], start : start + crop.shape[1]] = crop
-    return Image.fromarray(canvas)
+    before, after = (to_pil(np.stack(pictures)) for pictures in (letters, written))
+    height, width = editor._size(None, None)
+    return fit_editor(editor, before, told, after, STEPS, BATCH, RATE, share=0, seed=seed, height=height, width=width)
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -235,15 +202,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         return chosen, careless
 
     def word_f1(painted: Painted, judge: str = "first") -> np.ndarray:
-        """(n,) F1 of the words that the judge reads in the boxes."""
-        places = [(i, word, box) for i, (words, boxes) in enumerate(painted[1]) for word, box in zip(words, boxes)]
-        scenes = read([shown_alone(painted[0][i], word, box) for i, word, box in places], judge, fast=True)
-        scores = []
-        for row, (words, _) in enumerate(painted[1]):
-            seen = [(word, scene.word) for (i, word, _), scene in zip(places, scenes, strict=True) if i == row]
-            right, told = sum(a == b for a, b in seen), sum(bool(b) for _, b in seen)
-            scores.append(2 * right / (told + len(words)))
-        return np.array(scores)
+        return lettering.word_f1(*painted, judge)
 
     arms = {
         "lencom_glyph": written(careless, 1000, 3),

@@ -32,11 +32,8 @@ from showtell.measure.likeness import clip_score, directional_likeness, image_li
 from showtell.steer.inversion import SDEdit
 from showtell.steer.maps import places
 from showtell.steer.sharing import ShareAttention
-from showtell.train.dropping import dropped
-from showtell.train.editors import editor_of
-from showtell.train.noising import Noising
-from showtell.train.samples import latents_of, paired, training_scenes
-from showtell.train.trainer import fit
+from showtell.train.editors import editor_of, fit_editor
+from showtell.train.samples import latents_of, training_scenes
 from showtell.world.edits import KINDS
 
 EXAMPLE = """
@@ -120,18 +117,9 @@ def train_editor(
 
     options: as for `Noising`.
     """
-    noising = Noising(editor, image=[one.before for one in triples], **options)
-    with torch.no_grad():
-        texts, empty = noising.text([one.instruction for one in triples]), editor.encode([""])
-
-    def loss(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict]:
-        text = dropped(texts.rows(batch["row"].long()), empty, "channels", generator)
-        error = noising.loss(noising.noised(batch["latents"], generator), text)
-        return error, {"mse": error.detach()}
-
-    unet, data = editor.adapter.denoiser, paired(latents_of(editor, [one.after for one in triples]), batch_size)
-    fit(unet, loss, data, steps=steps, lr=lr, precision="no", seed=seed, progress=False)
-    return unet.eval().requires_grad_(False)
+    before, after = [one.before for one in triples], [one.after for one in triples]
+    told = [one.instruction for one in triples]
+    return fit_editor(editor, before, told, after, steps, batch_size, lr, seed=seed, **options)
 
 
 class NotShown(Technique):
