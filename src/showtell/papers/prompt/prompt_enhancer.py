@@ -16,7 +16,6 @@ where the grammar reads the caption back. Scaled down: a 3-layer writer of the w
 
 from __future__ import annotations
 
-import copy
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -33,10 +32,9 @@ from showtell.language import LanguageModel
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, SIDES
 from showtell.train import policy
-from showtell.train.policy import Drawn
+from showtell.train.grpo import grpo as group_relative
 from showtell.world import Scene, sample
-from showtell.world.language import english
-from showtell.world.language.captions import stated
+from showtell.world.language.awkward import awkward
 from showtell.world.questions import Question
 
 KEY_POINTS = {
@@ -117,22 +115,6 @@ def align_score(checks: Sequence[Sequence[Question]], right: Callable[[list[Any]
 # --- training ------------------------------------------------------------------------------------------
 
 
-def awkward(scene: Scene, pick: random.Random) -> str:
-    """A caption of two or more things as people may say it: attributes apart from nouns, or by what they are not."""
-    things = [stated(group[0]) for group in scene.groups]
-    nouns = [english.a({"shape": thing["shape"]}) if len(group) == 1 else f"{len(group)} {thing['shape']}s"
-             for thing, group in zip(things, scene.groups, strict=True)]  # fmt: skip
-    link = (
-        f", {english.the({'shape': things[0]['shape']})} {scene.relations[0].kind} the other" if scene.relations else ""
-    )
-    colours = [thing["colour"] for thing in things]
-    if len(things) != 2 or pick.random() < 0.4:
-        other = pick.choice([c for c in ("red", "green", "blue", "black") if c not in colours])
-        each = [f"{noun} that is not {other} but {colour}" for noun, colour in zip(nouns, colours, strict=True)]
-        return f"{' and '.join(each)}{link}"
-    return f"{nouns[0]} and {nouns[1]}, the second {colours[1]} and the first {colours[0]}{link}"
-
-
 def triples(lm: LanguageModel, scenes: Sequence[Scene], seed: int = 0) -> list[tuple[str, str]]:
     """(awkward prompt, thoughts and rewrite) of the scenes whose caption the language model reads back as it was."""
     found, pick = [], random.Random(seed)
@@ -148,36 +130,13 @@ def triples(lm: LanguageModel, scenes: Sequence[Scene], seed: int = 0) -> list[t
 
 def grpo(
     model: Any, tokenizer: Any, prompts: Sequence[str], reward: Callable[[list[str], list[str]], Tensor],
-    rounds: int = 40, batch: int = 4, group: int = 8, updates: int = 2, lr: float = 1e-5, beta: float = 0.04,
-    clip: float = 0.2, shuffled: bool = False, seed: int = 0,
+    **settings: Any,
 ) -> Any:  # fmt: skip
-    """Group-relative policy optimisation, in place. reward(rewrites, original prompts) -> (n,).
+    """Group-relative policy optimisation of a rewriter, in place. reward(rewrites, original prompts) -> (n,).
 
-    Rounds of `batch` prompts with `group` rewrites each, on which `updates` steps are taken. shuffled: rewards are
-    permuted within their groups (the control).
+    settings: of `showtell.train.grpo.grpo`.
     """
-    before = copy.deepcopy(model).requires_grad_(False).eval()
-
-    @torch.no_grad()
-    def rollout(number: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((seed, number))
-        each = [prompts[i] for i in rng.choice(len(prompts), batch, replace=batch > len(prompts)) for _ in range(group)]
-        drawn = policy.write(model, tokenizer, list(map(asked, each)), 1.0, 96, seed=int(rng.integers(2**31)))
-        texts = [answer_of(s, p) for s, p in zip(policy.texts_of(tokenizer, drawn), each, strict=True)]
-        rewards = torch.as_tensor(reward(texts, each)).float().view(batch, group)
-        used = torch.from_numpy(rng.permuted(rewards.numpy(), axis=1)) if shuffled else rewards
-        gained = policy.group_advantages(used).flatten()
-        old, first = (policy.log_probabilities(one, drawn) for one in (model, before))
-        return {**drawn.arrays(), "rewards": rewards.flatten(), "gained": gained, "old": old, "first": first}
-
-    def loss(model: Any, batch: dict[str, Tensor]) -> Tensor:
-        drawn = Drawn(batch["ids"], batch["mask"], batch["said"])
-        new = policy.log_probabilities(model, drawn)
-        away = policy.divergence(new, batch["first"], drawn.said).mean()
-        return policy.surrogate(new, batch["old"], batch["gained"], drawn.said, clip) + beta * away
-
-    policy.practise(model, rollout, loss, rounds, updates, lr=lr, seed=seed)
-    return model.eval()
+    return group_relative(model, tokenizer, prompts, reward, asked, answer_of, **settings)
 
 
 TRIPLES, IMITATION, ROUNDS, BATCH, GROUP = 600, 400, 30, 4, 8
@@ -203,8 +162,8 @@ def experiment(lab: Lab) -> Comparison:
 
     def enhanced(seed: int, shuffled: bool) -> Any:
         sizes = {"rounds": ROUNDS, "batch": BATCH, "group": GROUP}  # the rate is that of a far smaller model
-        return grpo(made("supervised", seed), tokenizer, list(plain), reward, lr=2e-4, shuffled=shuffled, seed=seed,
-                    **sizes)  # type: ignore[arg-type]  # fmt: skip
+        start = made("supervised", seed)
+        return grpo(start, tokenizer, list(plain), reward, lr=2e-4, shuffled=shuffled, seed=seed, **sizes)
 
     def made(name: str, seed: int) -> Any:
         make = {
