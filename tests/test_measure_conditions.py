@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from showtell.errors import ShowtellError
-from showtell.measure.conditions import condition
+from showtell.measure.conditions import condition, edges_and_masks
 from showtell.world import Scene, SceneObject
 
 
@@ -24,3 +24,12 @@ def test_alone_and_among_others() -> None:
     assert 0 < (alone > 0).sum() < (condition(scene, [0], "mask", True) > 0).sum() and (among > 0).any()
     with pytest.raises(ShowtellError, match="'depth'"):
         condition(scene, [0], "depth", True)
+
+
+def test_one_object_by_its_edges_the_other_by_its_mask() -> None:
+    scenes = [Scene.parse("a red ring left of a blue star")] * 8
+    found = edges_and_masks(scenes, True, 0)
+    first = [(pair[0] == condition(scenes[0], [0], "edges", True)).all() for pair in found]
+    assert 0 < sum(first) < 8, "which one is left to chance"
+    for edges_of_first, pair in zip(first, found, strict=True):
+        assert (pair[1] == condition(scenes[0], [int(edges_of_first)], "mask", True)).all()

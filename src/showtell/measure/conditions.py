@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,3 +26,16 @@ def condition(scene: Scene, which: Sequence[int], kind: str, alone: bool) -> np.
         near = max_pool2d(torch.from_numpy(values)[None], 3, 1, 1)[0].numpy()  # outlines lie on the rim
         values = edges(part) * near
     return (255 * np.repeat(values[..., None], 3, axis=2)).astype(np.uint8)
+
+
+def edges_and_masks(scenes: Sequence[Scene], alone: bool, seed: int = 0) -> list[list[np.ndarray]]:
+    """Of every scene of two objects one by its "edges", at random which, and the other by its "mask", in this order.
+
+    alone: see `condition`.
+    """
+    rng = random.Random(seed)
+    firsts = [rng.randint(0, 1) for _ in scenes]
+    return [
+        [condition(scene, [first], "edges", alone), condition(scene, [1 - first], "mask", alone)]
+        for scene, first in zip(scenes, firsts, strict=True)
+    ]

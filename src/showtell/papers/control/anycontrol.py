@@ -11,12 +11,11 @@ aligned and unaligned ones mixed. Ours: numbers of queries and blocks. Scaled do
 miniature CLIP; unaligned conditions are drawn object by object, whole even where another one hides them; both kinds
 from the first step on. The baseline has twice the weights, and each of its two controls half of the steps. Controls, by
 what each part is for: places without conditions, order at overlaps without unaligned data, words without alignment.
-The technique cannot be combined with others that watch attention, as the copy's attention is not told apart.
+It cannot be combined with techniques that watch attention, as the copy's is not told apart.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -27,14 +26,14 @@ from torch import Tensor, nn
 
 from showtell.bridges.base import Run, Technique
 from showtell.errors import ShowtellError
-from showtell.measure.conditions import condition
+from showtell.measure.conditions import edges_and_masks
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, PromptSet
 from showtell.nets.multi_control import MultiControlEncoder
 from showtell.pictures import to_pil
-from showtell.train.batches import Pool
+from showtell.steer.controls import Summed
 from showtell.train.noising import Noising
-from showtell.train.samples import drawn, latents_of
+from showtell.train.samples import drawn, latents_of, paired
 from showtell.train.trainer import fit
 from showtell.world import Scene, sample
 
@@ -133,10 +132,9 @@ def train(
     noising, levels = Noising(bridge, **options), control.encoder.config.levels
     with torch.no_grad():
         texts = noising.text(prompts)
-    known = [seen_by(clip, one, levels)[0] for one in sets]  # of each set and level (n, conditions, tokens, width)
-    tokens = [
-        torch.stack([one[level] for one in known], dim=1) for level in range(levels)
-    ]  # (n, sets, conditions, ...)
+    known = [seen_by(clip, one, levels)[0] for one in sets]
+    # Of each level (n, sets, conditions, tokens, width).
+    tokens = [torch.stack([one[level] for one in known], dim=1) for level in range(levels)]
     bridge.adapter.denoiser.requires_grad_(False)
 
     def loss(model: Any, batch: dict[str, Tensor], generator: torch.Generator | None) -> tuple[Tensor, dict]:
@@ -148,7 +146,7 @@ def train(
         error = noising.loss(noising.noised(batch["latents"], generator), text, run=run)
         return error, {"mse": error.detach()}
 
-    data = Pool({"latents": latents_of(bridge, pictures).numpy(), "row": np.arange(len(pictures))}, batch_size)
+    data = paired(latents_of(bridge, pictures), batch_size)
     fit(control, loss, data, steps=steps, lr=lr, ema=None, precision="no", seed=seed, progress=False)
     control.eval()
 
@@ -166,22 +164,16 @@ def experiment(lab: Lab) -> list[Comparison]:
     pictures, captions = drawn(scenes), [scene.caption() for scene in scenes]
     wanted = overlapping(lab.n, lab.seed, "test")
     prompts = PromptSet.of("overlapping", wanted, lab.seed)
-
-    def conditions(scenes: Sequence[Scene], alone: bool) -> list[list[np.ndarray]]:
-        """Of every scene one object by its edges, the other by its mask."""
-        rng = random.Random(lab.seed)
-        firsts = [rng.randint(0, 1) for _ in scenes]
-        return [[condition(scene, [i], "edges", alone), condition(scene, [1 - i], "mask", alone)]
-                for i, scene in zip(firsts, scenes, strict=True)]  # fmt: skip
-
-    asked = conditions(wanted, True)
+    # One object by its edges, the other by its mask.
+    asked = edges_and_masks(wanted, True, lab.seed)
 
     def new(name: str) -> Control:
         torch.manual_seed(0)
         return Control(base, clip, 8, WIDTH, LEVELS, 2, alignment=name != "no alignment")
 
     def trained(name: str, seed: int) -> Any:
-        sets = [conditions(scenes, False)] + ([conditions(scenes, True)] if name != "aligned data alone" else [])
+        kinds = (False,) if name == "aligned data alone" else (False, True)
+        sets: Any = [edges_and_masks(scenes, alone, lab.seed) for alone in kinds]
         if name in ("edges", "mask"):  # one control for each kind of condition
             sets = [[[row[name == "mask"]] for row in one] for one in sets]
         control = new(name)
@@ -216,24 +208,3 @@ def experiment(lab: Lab) -> list[Comparison]:
         compared(prompts.relations, "aligned data alone"),
         compared(prompts.attributes, "no alignment"),
     ]
-
-
-class Summed(Technique):
-    """The baseline: the outputs of several controls, each for one condition, added up (Multi-ControlNet)."""
-
-    def __init__(self, controls: Sequence[AnyControl]) -> None:
-        self.controls = list(controls)
-
-    def start(self, run: Run, latents: Tensor) -> None:
-        each = []
-        for one in self.controls:
-            one.start(run, latents)
-            each.append(run.own["residuals"])  # type: ignore[attr-defined]
-
-        def residuals(*args: Any) -> dict[str, Any]:
-            found = [one(*args) for one in each]
-            down = [sum(parts) for parts in zip(*(x["down_block_additional_residuals"] for x in found), strict=True)]
-            middle = sum(x["mid_block_additional_residual"] for x in found)
-            return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-
-        run.own["residuals"] = residuals  # type: ignore[attr-defined]
