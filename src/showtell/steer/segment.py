@@ -9,8 +9,8 @@ import torch
 
 from ..bridges.base import Bridge, Run
 from ..errors import ShowtellError
-from .maps import RecordMaps, Where
-from .regions import Box, cells, words_of
+from .maps import RecordMaps, TokenMaps, Where, averaged
+from .regions import Box, cells, positions_of, words_of
 
 
 def normalised(maps: torch.Tensor) -> torch.Tensor:
@@ -45,6 +45,17 @@ def masks_of(maps: torch.Tensor, threshold: float | None = None) -> torch.Tensor
         return stretched > threshold
     flat = stretched.reshape(-1, *maps.shape[-2:])
     return torch.stack([one > otsu(one) for one in flat]).reshape(maps.shape)
+
+
+def phrase_masks(run: Run, maps: Sequence[TokenMaps], phrase: str) -> list[torch.Tensor]:
+    """Where the samples of a run show a phrase of their prompts: a mask (height, width), 0 or 1, for each.
+
+    maps: of all samples, several places and steps; their mean over the phrase's tokens is cut at Otsu's threshold. A
+    prompt without the phrase gets a single 1, which is everywhere on any grid.
+    """
+    together = averaged(maps)
+    each = [(together[row], positions_of(run, prompt, phrase)) for row, prompt in enumerate(run.prompts)]
+    return [masks_of(one[at].mean(0)).float() if at else torch.ones(1, 1) for one, at in each]
 
 
 def partition(maps: torch.Tensor) -> torch.Tensor:

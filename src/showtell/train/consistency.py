@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,3 +72,12 @@ def distil(
     data = paired(latents, batch_size)
     fit(denoiser, loss, data, steps=steps, lr=lr, precision="no", seed=seed, progress=False)
     return denoiser.eval().requires_grad_(False)
+
+
+def use_distilled(bridge: Any, weights: Mapping[str, Tensor]) -> None:
+    """Makes a bridge the generator of few unguided steps that `distil` made of such a one: puts the weights into its
+    denoiser, frozen, and lets its scheduler begin at the last level, whatever the number of steps ("trailing")."""
+    bridge.adapter.denoiser.load_state_dict(weights)
+    bridge.adapter.denoiser.requires_grad_(False)
+    scheduler = bridge.pipeline.scheduler
+    bridge.pipeline.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")

@@ -10,8 +10,8 @@ as the generator's UNet, with mean and variance of the noise as output; a traini
 far by one pass of the generator over the noised picture (no unrolling), draws the noise by reparameterisation and
 weighs squared error and divergence from N(0, 1); strength between the encoded captions; a mask, given or from a word's
 attention, blends with the reconstruction.
-Ours: the weight of the divergence (not to be had), the mean of the noise when inverting, weights of new channels start
-at zero, one timestep per batch; no perceptual term, as latents of drawings are compared, not photos.
+Ours: the weight of the divergence (not to be had), the mean of the noise when inverting, zero weights of new channels
+at the start, one timestep per batch; no perceptual term, as latents of drawings are compared.
 Scaled down: the generator is distilled from the base (consistency); captions are the world's own, exact ones, and short
 ones name the edited thing alone. A quarter of the training batches is shown zeros for the reconstruction, so that the
 control "no correction" is asked what it has learnt. Edit-friendly inversion keeps what each step lacks and so returns
@@ -36,11 +36,11 @@ from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.blend import _masks, blended
 from showtell.steer.embeddings import _like, mixed
 from showtell.steer.inversion import EditFriendlyInversion, Inversion
-from showtell.steer.maps import averaged, near, token_maps
-from showtell.steer.regions import Box, positions_of
-from showtell.steer.segment import masks_of
+from showtell.steer.maps import near, token_maps
+from showtell.steer.regions import Box
+from showtell.steer.segment import phrase_masks
 from showtell.train import fit
-from showtell.train.consistency import distil
+from showtell.train.consistency import distil, use_distilled
 from showtell.train.networks import frozen, widened, with_denoiser
 from showtell.train.noising import Noising
 from showtell.train.samples import drawn, latents_of, paired, training_scenes
@@ -94,14 +94,9 @@ class TurboEdit(Technique):
     """
 
     def __init__(
-        self,
-        inverter: Any,
-        latents: Tensor,
-        source: str | list[str] | None = None,
-        strength: float = 1.0,
-        mask: Box | Tensor | list[Any] | str | None = None,
-        corrected: bool = True,
-    ) -> None:
+        self, inverter: Any, latents: Tensor, source: str | list[str] | None = None, strength: float = 1.0,
+        mask: Box | Tensor | list[Any] | str | None = None, corrected: bool = True,
+    ) -> None:  # fmt: skip
         self.inverter, self.latents_, self.source = inverter, latents, source
         self.strength, self.mask, self.corrected = strength, mask, corrected
 
@@ -139,11 +134,7 @@ class TurboEdit(Technique):
 
     def where(self, run: Run) -> Any:
         """The masks: those given, or of what the phrase has attended to so far."""
-        if not isinstance(self.mask, str):
-            return self.mask
-        maps = averaged(run.state(self).maps)
-        each = [(maps[i], positions_of(run, prompt, self.mask)) for i, prompt in enumerate(run.prompts)]
-        return [masks_of(one[at].mean(0)).float() if at else torch.ones(1, 1) for one, at in each]
+        return phrase_masks(run, run.state(self).maps, self.mask) if isinstance(self.mask, str) else self.mask
 
     def latents(self, run: Any, latents: Tensor) -> Tensor:
         state = run.state(self)
@@ -151,18 +142,9 @@ class TurboEdit(Technique):
 
 
 def train_inverter(
-    bridge: Any,
-    latents: Tensor,
-    prompts: Sequence[str],
-    steps: int = 1000,
-    batch_size: int = 32,
-    lr: float = 5e-4,
-    weight: float = 0.01,
-    few: int = 4,
-    blank: float = 0.0,
-    seed: int = 0,
-    **options: Any,
-) -> Any:
+    bridge: Any, latents: Tensor, prompts: Sequence[str], steps: int = 1000, batch_size: int = 32, lr: float = 5e-4,
+    weight: float = 0.01, few: int = 4, blank: float = 0.0, seed: int = 0, **options: Any,
+) -> Any:  # fmt: skip
     """A network that inverts the bridge, as a generator of `few` steps, on pictures' latents (n, ...) and captions (n).
 
     weight: of the divergence. blank: share of the batches without a reconstruction. options: of `Noising`.
@@ -202,10 +184,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     latents, captions = latents_of(bridge, drawn(scenes)), [scene.caption() for scene in scenes]
     sources, denoiser = latents_of(bridge, prompts.sources), bridge.adapter.denoiser
     few = lab.trained("few steps", lambda: distil(bridge, latents, captions, DISTILLATION), shared=True)
-    denoiser.load_state_dict(few)
-    denoiser.requires_grad_(False)
-    config = bridge.pipeline.scheduler.config
-    bridge.pipeline.scheduler = type(bridge.pipeline.scheduler).from_config(config, timestep_spacing="trailing")
+    use_distilled(bridge, few)
 
     @cache
     def inverter(seed: int) -> Any:
