@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from showtell.errors import ShowtellError
-from showtell.measure.statistics import FAILS, HOLDS, OPEN, Clause, Interval, interval, parse, verdict, worst
+from showtell.measure.statistics import FAILS, HOLDS, OPEN, Clause, Interval, interval, parse, spearman, verdict, worst
 
 ARMS = ["method", "plain", "step size 0", "3 words", "a + b"]
 
@@ -213,3 +214,11 @@ def test_arms_on_different_cells_are_refused():
         verdict({"m": arm(0.5), "plain": arm(0.5, items=10)}, "m > plain")
     with pytest.raises(ShowtellError, match="none of the arms"):
         verdict({"m": arm(0.5), "plain": arm(0.5)}, "m > plain", "off")
+
+
+def test_spearman_is_scipy_s():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = rng.integers(0, 5, 8), rng.integers(0, 9, 8)
+        assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0.0

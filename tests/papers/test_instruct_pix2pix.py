@@ -18,6 +18,7 @@ from showtell.papers.edit import instruct_pix2pix as module
 from showtell.papers.edit.instruct_pix2pix import NotShown, Triple, best, candidates, edits_of, train_editor
 from showtell.steer.sharing import ShareAttention
 from showtell.train.editors import editor_of
+from showtell.train.noising import Noising
 from test_bridges_clip import make as make_clip
 from unet_variants import pictures
 
@@ -105,7 +106,7 @@ def test_the_editor_begins_blind_and_learns(name: str) -> None:
     assert torch.allclose(edited(shown[0]), edited(shown[1]), atol=1e-4), "new channels weigh nothing"
     triples = [Triple("", "make it blue", "", shown[0], shown[1]), Triple("", "make it red", "", shown[1], shown[0])]
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    noising = module.Noising(editor, image=shown, **SIZE)
+    noising = Noising(editor, image=shown, **SIZE)
     at = noising.at(module.latents_of(editor, shown[::-1]), noise, torch.tensor([600, 300]))
     with torch.no_grad():
         text = noising.text([one.instruction for one in triples])

@@ -121,6 +121,13 @@ def _by_chance(freedom: int) -> float:
     return (1 - part + 2.326 * math.sqrt(part)) ** 3
 
 
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rank correlation of two rows of numbers, in [-1, 1]; equal numbers share their mean rank, and it is 0
+    where a row does not vary."""
+    ranked = [np.array([sum(v > w for w in z) + sum(v == w for w in z) / 2 for v in z]) for z in (x, y)]
+    return 0.0 if min(map(np.ptp, ranked)) == 0 else float(np.corrcoef(ranked[0], ranked[1])[0, 1])
+
+
 # --- what a paper expects -----------------------------------------------------------------------------------------
 
 

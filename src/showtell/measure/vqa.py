@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..bridges.base import Bridge, as_list, spread
@@ -47,3 +48,9 @@ def vqa_score(
     questions = [question.replace("{}", text) for text, size in zip(asked, sizes, strict=True) for _ in range(size)]
     chances = teller.log_probability(frames, questions, [answer] * len(questions), batch_size).exp()
     return torch.stack([part.mean() for part in chances.split(sizes)])
+
+
+def vqa_table(bridge: Any, images: Sequence[Any], texts: Sequence[str], question: str = QUESTION) -> np.ndarray:
+    """`vqa_score` of every image with every text, (images, texts) in [0, 1]; it raises what that raises."""
+    shown = [image for image in images for _ in texts]
+    return vqa_score(bridge, shown, list(texts) * len(images), question).numpy().reshape(len(images), len(texts))

@@ -12,6 +12,7 @@ from showtell.pictures import to_pil
 from showtell.train.bases.pool import BARE, pool_scenes
 from showtell.train.bases.text import Prompts
 from showtell.train.batches import Batch, Pool, Stream
+from showtell.train.objectives import to_signal
 from showtell.world import Scene, draw
 
 ONE_THING: dict[str, Any] = BARE | {
@@ -30,6 +31,13 @@ def latents_of(bridge: Any, pictures: Sequence[Any], at_once: int = 64) -> torch
     """Latents (n, channels, height, width), float32, of pictures at the bridge's own size."""
     parts = [bridge.to_latents(list(pictures[i : i + at_once])) for i in range(0, len(pictures), at_once)]
     return torch.cat(parts).float()
+
+
+@torch.no_grad()
+def encoded(vae: Any, scenes: Sequence[Scene], at_once: int = 500) -> torch.Tensor:
+    """Latents (n, channels, height, width), float32 and unscaled, of the scenes' pictures by a bare AutoencoderKL."""
+    shown = to_signal(torch.from_numpy(draw(list(scenes)))).to(vae.dtype)
+    return torch.cat([vae.encode(part).latent_dist.mode().float() for part in shown.split(at_once)])
 
 
 def drawn(scenes: Sequence[Scene]) -> list[Any]:

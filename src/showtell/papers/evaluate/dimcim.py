@@ -23,7 +23,8 @@ import numpy as np
 
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import read
-from showtell.measure.vqa import QUESTION, vqa_score
+from showtell.measure.statistics import spearman
+from showtell.measure.vqa import QUESTION, vqa_table
 from showtell.pictures import to_pil
 from showtell.world import Scene, SceneObject, draw
 
@@ -88,13 +89,8 @@ def attribute_scores(values: np.ndarray) -> np.ndarray:
 
 
 def asking(judge: Any, question: str = QUESTION) -> Ask:
-    """Asks a bridge that answers (`showtell.measure.vqa.vqa_score`)."""
-
-    def ask(images: Any, texts: list[str]) -> np.ndarray:
-        shown = [image for image in images for _ in texts]
-        return vqa_score(judge, shown, list(texts) * len(images), question).numpy().reshape(len(images), len(texts))
-
-    return ask
+    """Asks a bridge that answers (`showtell.measure.vqa.vqa_table`)."""
+    return lambda images, texts: vqa_table(judge, images, texts, question)
 
 
 def a(*words: str) -> str:
@@ -117,12 +113,6 @@ def dimcim(
                 asked = attribute_scores(ask(dense, texts))[i]
                 rows.append(Row(concept, kind, attributes[i], float(default[i]), float(asked)))
     return Report(rows)
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Rank correlation; 0 where one of them does not vary."""
-    ranked = [np.array([sum(v > w for w in z) + sum(v == w for w in z) / 2 for v in z]) for z in (x, y)]
-    return 0.0 if min(map(np.ptp, ranked)) == 0 else float(np.corrcoef(ranked[0], ranked[1])[0, 1])
 
 
 # Of each model: the share of default images in the concept's own colour, and of asked-for colours that are ignored.

@@ -8,10 +8,10 @@ is drawn at once within a scale does not fit together, so that part is drawn fir
 Faithful, to the published code where the paper could not be read: pooled text as start token alone, cross-attention to
 words, two-dimensional rotary positions from 0 to the side of the finest grid at every scale, a learnt embedding of the
 scale instead of a table of places, 10 % empty prompts, guidance that grows from 0 at the first scale to 4 at the last.
-Ours: how sampling hears what was drawn. The published code trains three more blocks over the finished transformer,
-which see its features and the tokens drawn so far, and draws 8 to 15 times, the first 5 at random places. Here, so
-that it works on any scale-wise model, the surest tokens are kept first and added to the map that their scale is
-predicted from; training adds a random part of a scale's own tokens for half of the rows, with the loss on the others.
+Ours: how sampling hears what was drawn. The published code trains three more blocks over the finished transformer and
+draws 8 to 15 times, the first 5 at random places. Here, so that it works on any scale-wise model, the surest tokens are
+kept first and added to the map that their scale is predicted from; training adds a random part of a scale's own tokens
+for half of the rows, with the loss on the others.
 Scaled down: 64x64 pictures of one thing of four shapes, scales 1-2-4-8-16 of which the last is read in patches of 2x2,
 256 codes, 4 blocks, Muon; a text encoder learnt along in place of a pre-trained one; one resolution. The baseline is
 VAR told by pooled text alone: it begins, and leads every norm, with learnt places and all tokens of a scale at once.
@@ -19,7 +19,7 @@ VAR told by pooled text alone: it begins, and leads every norm, with learnt plac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -41,10 +41,9 @@ from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.codes import SCALES, fit_scales, to_scales
 from showtell.train.bases.tokens import settings
 from showtell.train.batches import Batch, Stream
-from showtell.train.objectives import to_signal
-from showtell.train.samples import ONE_THING, prompted
+from showtell.train.samples import ONE_THING, encoded, prompted
 from showtell.train.trainer import QUICK, fit
-from showtell.world import draw, sample
+from showtell.world import sample
 
 EXAMPLE = """
 import showtell
@@ -162,15 +161,10 @@ def miniature(vae: Any, seed: int, **more: Any) -> Star:
 def experiment(lab: Lab) -> list[Comparison]:
     vae, tokenizer = lab.base("vae"), text.clip_tokenizer(LENGTH)
 
-    @torch.no_grad()
-    def encoded(scenes: Sequence[Any]) -> Tensor:
-        shown = to_signal(torch.from_numpy(draw(scenes))).to(vae.dtype)
-        return torch.cat([vae.encode(part).latent_dist.mode().float() for part in shown.split(500)])
-
     @cache
     def data() -> tuple[Tensor, Stream]:
         scenes = sample(SCENES, 0, "train", **ONE_THING)
-        latents, captions = encoded(scenes), [scene.caption() for scene in scenes]
+        latents, captions = encoded(vae, scenes), [scene.caption() for scene in scenes]
         return fit_scales(latents[:BOOK_ROWS], CODES), prompted(captions, tokenizer, BATCH, latents=latents.numpy())
 
     @cache
@@ -199,7 +193,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     def surprise(name: str, seed: int) -> np.ndarray:
         """Cross entropy of the codes of the prompts' own pictures, a mean for each."""
         net = model(name, seed)
-        codes = to_scales(encoded(scenes), net.books, net.config.scales)
+        codes = to_scales(encoded(vae, scenes), net.books, net.config.scales)
         ids, real = (torch.from_numpy(part) for part in text.ids_of(tokenizer, texts))
         with torch.no_grad():
             found = torch.cat(net(ids.long(), real, codes), dim=1).float()

@@ -7,18 +7,17 @@ way of the chosen model. Nothing is trained.
 
 Faithful: four kinds of input; a tree of subjects, then styles, built from the models' tags and searched breadth first;
 scores of every model on a corpus by a reward model; the 5 most similar prompts, the 5 best models of each, those that
-are candidates too, most votes first, ties by mean score; rewriting by the model's own example prompts. Where none of
-the voted models is a candidate, the candidates are ranked by mean score over the similar prompts, which the paper does
-not say. Scaled down: `world_controller` answers the four requests by rules, since the embedded grammar does not chat;
-five LoRA experts of one small base and the base itself, so 2 models a prompt instead of 5; a corpus of 60 prompts
-instead of 10,000, scored by CLIP. The generalist and the random expert too draw the content that was found, from the
-same noise, so that what is compared is the choice.
+are candidates too, most votes first, ties by mean score; rewriting by the model's own example prompts. Ours: where none
+of the voted models is a candidate, the candidates are ranked by mean score over the similar prompts.
+Scaled down: `world_controller` answers the four requests by rules, since the embedded grammar does not chat; five LoRA
+experts of one small base and the base itself, so 2 models a prompt instead of 5; a corpus of 60 prompts instead of
+10,000, scored by CLIP. The generalist and the random expert too draw the content that was found, from the same noise,
+so that what is compared is the choice.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from pydantic import BaseModel
 
 from showtell import language
 from showtell.errors import ShowtellError
+from showtell.language.requests import named, shared_ending, wanted
 from showtell.language.rules import Rules, tasked
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN
@@ -56,6 +56,8 @@ print(agent.route("please draw a cat as a poster"))                # ('poster', 
 
 
 class Parsed(BaseModel):
+    """kind: one of `KINDS`. content: what is to be drawn."""
+
     kind: str
     content: str
 
@@ -137,8 +139,8 @@ class DiffusionGPT:
         """Breadth first: the branches that fit at each level; everything where the language model names none."""
 
         def fitting(branches: Sequence[str]) -> list[str]:
-            named = self._ask("pick", list[str], content=content, branches=list(branches))
-            return [one for one in branches if one in named] or list(branches)
+            picked = self._ask("pick", list[str], content=content, branches=list(branches))
+            return [one for one in branches if one in picked] or list(branches)
 
         tree = self.tree or self.build_tree()
         level = [(subject, style) for subject in fitting(list(tree)) for style in tree[subject]]
@@ -178,22 +180,13 @@ class DiffusionGPT:
         return self.lm.structured(tasked(task, REQUESTS[task], **given), form)
 
 
-FRAMES = (
-    ("instruction", r"(?:please )?(?:draw|paint|show|make)(?: me)? (.+)"),
-    ("inspiration", r"i (?:want|would like|dream) (?:to see |of )?(.+)"),
-    ("hypothesis", r"(?:if|suppose) .+?, (?:it|there|you) would (?:be|see) (.+)"),
-)
-
-
 def world_controller() -> Rules:
     """Answers the four requests by rules: a frame of words around the content, tags that are (subject, style), branches
     that are named in the content, and the ending that all examples share."""
 
     def parse(text: str) -> Any:
-        for kind, frame in FRAMES:
-            if match := re.fullmatch(frame, text.strip().rstrip(".!?"), re.IGNORECASE):
-                return {"kind": kind, "content": match[1]}
-        return {"kind": "prompt", "content": text}
+        kind, content = wanted(text)
+        return {"kind": kind, "content": content}
 
     def tree(models: dict[str, list[str]]) -> Any:
         found: Tree = {}
@@ -203,12 +196,10 @@ def world_controller() -> Rules:
         return found
 
     def pick(content: str, branches: list[str]) -> Any:
-        named = [one for one in branches if re.search(rf"\b{re.escape(one)}\b", content, re.IGNORECASE)]
-        return named or [one for one in branches if one == "general"]
+        return named(content, branches) or [one for one in branches if one == "general"]
 
     def write(content: str, examples: list[str]) -> Any:
-        endings = {text.rpartition(", ")[2] if ", " in text else "" for text in examples}
-        ending = endings.pop() if len(endings) == 1 else ""
+        ending = shared_ending(examples)
         return {"prompt": content if not ending or ending in content else f"{content}, {ending}"}
 
     return Rules({"parse": parse, "tree": tree, "pick": pick, "write": write})
