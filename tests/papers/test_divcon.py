@@ -12,12 +12,11 @@ from hosts import LEFT, PROMPTS, RIGHT, UNET, bridge_of, hosts, keywords, sample
 from laboratory import Laboratory, run_example
 
 from showtell.errors import ShowtellError
+from showtell.language.facts import Facts, Thing, wrong
 from showtell.language.results import Layout, Placed
 from showtell.language.rules import Rules
 from showtell.papers.compose import divcon as paper
 from showtell.papers.compose.divcon import (
-    Facts,
-    Thing,
     boxes_of,
     crops,
     failed,
@@ -25,7 +24,6 @@ from showtell.papers.compose.divcon import (
     free,
     plan,
     second_round,
-    wrong,
 )
 from showtell.steer.refocusing import Refocus, cross_loss, self_loss
 

@@ -12,8 +12,9 @@ from hosts import DIT, LEFT, PROMPTS, RIGHT, UNET, bridge_of, hosts, sampled
 from laboratory import Laboratory, run_example
 
 from showtell.errors import ShowtellError
+from showtell.nets.aligner import cover
 from showtell.papers.compose import hcma
-from showtell.papers.compose.hcma import Aligner, Hcma, aligned, contrast, cover, misfit, sentences
+from showtell.papers.compose.hcma import Aligner, Hcma, aligned, contrast, misfit, sentences
 
 BOXES = [{"red ring": LEFT, "blue star": RIGHT}, {"dog": LEFT}]
 

@@ -10,17 +10,16 @@ against "a photo of" the object, 0.25 as the limit for CLIP; boxes of good objec
 under a Gaussian of 2 cells, stay frozen, those of failed ones are cut out; new noise there, the first round pasted back
 for 85 % of the steps; losses on cross-attention (the largest value in the own box, in others', half of that elsewhere)
 and self-attention.
-Ours: the released code's case distinctions by thresholds in the loss and its table of iterations are one scale (4, then
-3), 3 iterations and one limit; the two requests are in our words, answered by rules where there is no language model,
-and asked again where counts or sides are wrong. What is left out: GLIGEN's gated attention and the loss on it, so boxes
-rest on the attention losses alone. Scaled down: 20 steps; instead of CLIP the second judge reads the crops.
+Ours: the released code's case distinctions in the loss and its table of iterations are one scale (4, then 3), 3
+iterations and one limit; the two requests are in our words, answered by rules where there is no language model, and
+asked again where counts or sides are wrong. Left out: GLIGEN's gated attention and the loss on it, so boxes rest on the
+attention losses alone. Scaled down: 20 steps; instead of CLIP the second judge reads the crops.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -28,11 +27,13 @@ import torch
 
 from showtell import language
 from showtell.errors import ShowtellError
+from showtell.language.facts import Facts, wrong
 from showtell.language.results import Box, Layout, Placed
 from showtell.language.rules import Rules, tasked
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import read
 from showtell.steer.blend import RecordLatents, RepaintLatents
+from showtell.steer.boxes import boxes_of, cut, grown
 from showtell.steer.maps import smoothed
 from showtell.steer.refocusing import Refocus
 from showtell.steer.regions import cells
@@ -59,24 +60,6 @@ above or below between two of them, as [number of the first, relation, number of
 )
 DRAW = "Draw a box [left, top, right, bottom] in fractions of the picture for every single thing, a list of boxes for \
 each entry of objects, in their order. Keep to the counts and the relations; boxes do not overlap."
-SIDES = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}
-
-
-@dataclass
-class Thing:
-    """What is named with `phrase`; `one` of it alone, in words."""
-
-    phrase: str
-    one: str
-    count: int = 1
-
-
-@dataclass
-class Facts:
-    """What the first request is answered with."""
-
-    objects: list[Thing]
-    relations: list[tuple[int, str, int]] = field(default_factory=list)
 
 
 def rules(lm: Any = None) -> Rules:
@@ -95,17 +78,6 @@ def rules(lm: Any = None) -> Rules:
     return Rules({"reason": reason, "draw": draw})
 
 
-def wrong(facts: Facts, drawn: Sequence[Sequence[Box]]) -> str:
-    """What is wrong with boxes, one list per object; "" if counts are right and all sides hold between centres."""
-    if [len(boxes) for boxes in drawn] != [thing.count for thing in facts.objects]:
-        return "the counts"
-    for first, kind, second in facts.relations:
-        axis, sign = SIDES.get(kind, (0, 0))
-        if any(sign * (b[axis] + b[axis + 2] - a[axis] - a[axis + 2]) < 0 for a in drawn[first] for b in drawn[second]):
-            return f"{facts.objects[first].phrase} {kind} {facts.objects[second].phrase}"
-    return ""
-
-
 def plan(prompt: str, lm: Any = None, seed: int = 0, tries: int = 3) -> Layout:
     """A box per thing, in two requests to a language model (what `language.load` takes); None: rules.
 
@@ -118,20 +90,10 @@ def plan(prompt: str, lm: Any = None, seed: int = 0, tries: int = 3) -> Layout:
         asked = tasked("draw", DRAW, prompt=prompt, **told, seed=seed + attempt)
         drawn = model.structured(asked, list[list[Box]])
         if not (error := wrong(facts, drawn)):
-            pairs = [(i, box) for i, boxes in enumerate(drawn) for box in boxes]
-            return Layout(
-                prompt, tuple(Placed(facts.objects[i].phrase, facts.objects[i].one, box, i) for i, box in pairs)
-            )
+            things = zip(facts.objects, drawn, strict=True)
+            placed = [Placed(one.phrase, one.one, box, i) for i, (one, boxes) in enumerate(things) for box in boxes]
+            return Layout(prompt, tuple(placed))
     raise ShowtellError(f"the boxes for {prompt!r} contradict the prompt ({error}); try another seed or model.")
-
-
-def boxes_of(layout: Layout, hard: Sequence[bool] | None = None) -> dict[str, list[Box]]:
-    """Phrase -> boxes of a layout, of its hard objects only where they are given."""
-    found: dict[str, list[Box]] = {}
-    for one, wanted in zip(layout.placed, hard or [True] * len(layout.placed), strict=True):
-        if wanted:
-            found.setdefault(one.phrase.removeprefix("a ").removeprefix("an "), []).append(one.box)
-    return found
 
 
 MARGIN = 20 / 512
@@ -140,24 +102,21 @@ GROWTH = MARGIN + 5 / 64
 
 def crops(image: Any, layout: Layout) -> list[Any]:
     """The part of a PIL image around each object."""
-    sides = (image.width, image.height) * 2
-    grown = [_grown(one.box, MARGIN) for one in layout.placed]
-    return [image.crop([round(side * at) for side, at in zip(sides, box, strict=True)]) for box in grown]
+    return [cut(image, grown(one.box, MARGIN)) for one in layout.placed]
 
 
 def free(layout: Layout, hard: Sequence[bool], size: int = 64) -> torch.Tensor:
     """1 where the second round may draw, (size, size): all but the boxes of what is good, softly."""
+    areas = [cells(grown(one.box, GROWTH), (size, size)) for one in layout.placed]
     kept = torch.zeros(size, size)
-    for redo in (False, True):
-        for one, again in zip(layout.placed, hard, strict=True):
-            if again == redo:
-                kept[cells(_grown(one.box, GROWTH), (size, size))] = float(not redo)
-        kept = kept if redo else smoothed(kept[None, None], 2.0)[0, 0]
+    for area, again in zip(areas, hard, strict=True):
+        if not again:
+            kept[area] = 1
+    kept = smoothed(kept[None, None], 2.0)[0, 0]
+    for area, again in zip(areas, hard, strict=True):
+        if again:
+            kept[area] = 0
     return 1 - kept / kept.max().clamp(min=1e-12)
-
-
-def _grown(box: Box, by: float) -> Box:
-    return max(0.0, box[0] - by), max(0.0, box[1] - by), min(1.0, box[2] + by), min(1.0, box[3] + by)
 
 
 def first_round(
@@ -187,9 +146,8 @@ def second_round(
     again = [boxes_of(layouts[i], hard[i]) for i in rows]
     using = [Refocus(again), RepaintLatents([step[rows] for step in kept], masks, until=0.85)]
     seeds = [1000 * (seed + 1) + i for i in rows]
-    for i, image in zip(
-        rows, bridge.generate([prompts[i] for i in rows], using=using, seed=seeds, **more), strict=True
-    ):
+    changed = bridge.generate([prompts[i] for i in rows], using=using, seed=seeds, **more)
+    for i, image in zip(rows, changed, strict=True):
         images[i] = image
     return images
 

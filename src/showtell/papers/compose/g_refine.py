@@ -35,8 +35,8 @@ from showtell import language
 from showtell.bridges.base import as_list
 from showtell.data.degrade import degrade
 from showtell.data.spoilt import garbled, spoilt, wrong
-from showtell.errors import ShowtellError
 from showtell.language import Split
+from showtell.measure.dense import dense
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.likeness import clip_score
 from showtell.pictures import to_pil
@@ -45,6 +45,7 @@ from showtell.steer.inversion import SDEdit
 from showtell.steer.segment import masks_of
 from showtell.steer.selection import best_of
 from showtell.steer.strengths import CellStrengths
+from showtell.train.opposites import opposites
 from showtell.train.samples import training_scenes
 from showtell.world import draw
 
@@ -64,25 +65,6 @@ refined = refine(bridge, clip, images, ["a red ring left of a blue star"] * 2, q
 FACTORS = ("technical", "rationality", "naturalness")
 
 
-@torch.no_grad()
-def dense(clip: Any, images: Any) -> tuple[Tensor, Tensor]:
-    """Unit vectors of pictures, (n, d), and of their patches, (n, rows, columns, d), in CLIP's space."""
-    vision: Any = getattr(clip.model, "vision_model", None)
-    if not hasattr(clip.model, "visual_projection"):
-        raise ShowtellError(f"{clip.name} has no class token to tell patches by; use a CLIP model.")
-    pixels = clip.processor.image_processor(to_pil(images), return_tensors="pt")["pixel_values"]
-    seen = vision(pixel_values=pixels.to(clip.model.device, clip.model.dtype), output_hidden_states=True)
-    layer, states = vision.encoder.layers[-1], seen.hidden_states[-2]
-    own = layer.self_attn
-    values = own.v_proj(layer.layer_norm1(states)).unflatten(-1, (own.num_heads, -1)).transpose(1, 2)
-    alike = values @ values.transpose(-2, -1) / values.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-    mixed = own.out_proj((alike.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
-    patches = clip.model.visual_projection(vision.post_layernorm(states + mixed))[:, 1:]
-    side = round(patches.shape[1] ** 0.5)
-    whole = clip.model.visual_projection(seen.pooler_output)
-    return F.normalize(whole.float(), dim=-1), F.normalize(patches.float(), dim=-1).unflatten(1, (side, side))
-
-
 def quality_of(vectors: Tensor, quality: Tensor, scale: float = 100.0) -> Tensor:
     """The worst factor's probability of high quality, (...), of unit vectors (..., d). quality: (factors, 2, d), the
     vectors of high and low quality. scale: of the cosines, that of CLIP by default."""
@@ -94,22 +76,8 @@ def learn_quality(
     clip: Any, good: Any, bad: Mapping[str, Any], steps: int = 200, lr: float = 0.05, seed: int = 0
 ) -> Tensor:
     """Vectors (factors, 2, d) that tell good pictures from those that lack a factor. bad: factor -> pictures."""
-    scale = float(clip.model.logit_scale.detach().exp())
     fine, poor = dense(clip, good)[0], [dense(clip, pictures)[0] for pictures in bad.values()]
-    start = torch.randn(len(poor), 2, fine.shape[1], generator=torch.Generator().manual_seed(seed))
-    vectors = (0.1 * start).to(fine.device).requires_grad_()
-    optimizer = torch.optim.Adam([vectors], lr=lr)
-    with torch.enable_grad():
-        for _ in range(steps):
-            loss = torch.zeros((), device=fine.device)
-            for pair, low in zip(F.normalize(vectors, dim=-1), poor, strict=True):
-                for number, pictures in enumerate((fine, low)):
-                    wanted = torch.full((len(pictures),), number, device=fine.device)
-                    loss = loss + F.cross_entropy(scale * pictures @ pair.T, wanted)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return vectors.detach()
+    return opposites(fine, poor, float(clip.model.logit_scale.detach().exp()), steps, lr, seed)
 
 
 @dataclass(frozen=True)
@@ -166,7 +134,8 @@ def refine(
     scale = float(clip.model.logit_scale.detach().exp())
 
     def looks(these: Any) -> tuple[Tensor, Tensor]:
-        return tuple(quality_of(vectors, quality, scale) for vectors in dense(clip, these))  # type: ignore[return-value]
+        pictures, patches = dense(clip, these)
+        return quality_of(pictures, quality, scale), quality_of(patches, quality, scale)
 
     def total(these: Any) -> Tensor:
         fits = [np.mean([one.score for one in each] or [1.0]) for each in alignment(clip, these, splits)]

@@ -8,11 +8,11 @@ the latents, first for the whole, then for the boxes; the diffusion model is lef
 Faithful: a ViT on the latents, a three-layer MLP from [CLS], boxes with Fourier embeddings fused with the grid of
 patches (a patch of 4x4 latents), mean-pooled and sent through an MLP; both losses are 1 - cosine; trained on latents at
 random noise levels with the diffusion model frozen; global then local update before each denoising step.
-Ours: the released code and the step sizes were not to be had. A step is 0.02 of the latents' norm, an
-estimate that was not tuned. A contrast with the other texts of a batch is added to the training, as a cosine
-alone is met by what all texts share. Texts are the mean of their words' states in the base's own text encoder (the
-paper: CLIP's sentence embedding), so that any base can be used; latents are seen at unit variance, for any scheduler.
-The boxes' features are means over the patches a box covers, beside its Fourier embedding.
+Ours: the released code and the step sizes were not to be had; a step is 0.02 of the latents' norm, an estimate that was
+not tuned. Training adds a contrast with the other texts of a batch, as a cosine alone is met by what all texts share.
+Texts are the mean of their words' states in the base's own text encoder (the paper: CLIP's sentence embedding), so that
+any base can be used; latents are seen at unit variance, for any scheduler. A box's features are the mean over the
+patches it covers, beside its Fourier embedding.
 Scaled down: 3000 drawn scenes, a ViT of 0.5 M parameters on patches of 2x2 latents. Not measured: FID.
 """
 
@@ -24,22 +24,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.embeddings import get_fourier_embeds_from_boundingbox
-from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel
+from torch import Tensor
 
 from showtell.bridges.base import Run, Technique, spread
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PromptSet
+from showtell.nets.aligner import Aligner
 from showtell.steer.refocusing import Refocus
 from showtell.steer.regions import Box, named_boxes
+from showtell.steer.sentences import sentences
 from showtell.train import fit
+from showtell.train.cosines import contrast, misfit
 from showtell.train.noising import Noising
 from showtell.train.samples import drawn, latents_of, paired, training_scenes
 
 Boxes = Mapping[str, Box]
-FREQUENCIES = 8
 
 EXAMPLE = """
 import showtell
@@ -56,67 +56,16 @@ where = {"dog": (0.0, 0.3, 0.5, 1.0), "cat": (0.5, 0.3, 1.0, 1.0)}
 """
 
 
-def sentences(source: Any, texts: Sequence[str]) -> Tensor:
-    """The mean over the words of each text's states, (n, channels); source: a run or a diffusion bridge."""
-    tokens = source.encode(list(texts)).tokens.float()
-    found = [[at for word in source.words(text) for at in word.positions] for text in texts]
-    if not all(found):
-        raise ShowtellError(f"{texts[found.index([])]!r} has no words to align a picture with; name what it shows.")
-    return torch.stack([tokens[row, at].mean(dim=0) for row, at in enumerate(found)])
-
-
-def cover(boxes: Tensor, grid: Sequence[int]) -> Tensor:
-    """The part of every cell that boxes (n, m, 4) cover, (n, m, height * width)."""
-
-    def along(low: Tensor, high: Tensor, cells: int) -> Tensor:
-        edges = torch.arange(cells + 1, device=boxes.device) / cells
-        return (torch.clamp(edges, low[..., None], high[..., None]).diff(dim=-1) * cells).clamp(min=0)
-
-    rows, columns = along(boxes[..., 1], boxes[..., 3], grid[0]), along(boxes[..., 0], boxes[..., 2], grid[1])
-    return (rows[..., :, None] * columns[..., None, :]).flatten(2)
-
-
-class Aligner(nn.Module):
-    """Latents (n, channels, *size), boxes (n, m, 4) -> features (n, text) of the whole, (n, m, text) of the boxes."""
-
-    def __init__(
-        self, channels: int, size: Sequence[int], text: int, patch: int = 4, width: int = 768, layers: int = 12
-    ) -> None:
-        super().__init__()
-        self.size, self.patch = list(size), patch
-        config = ViTConfig(
-            image_size=tuple(size), patch_size=patch, num_channels=channels, hidden_size=width,
-            num_hidden_layers=layers, num_attention_heads=max(1, width // 64), intermediate_size=4 * width,
-        )  # fmt: skip
-        self.vit = ViTModel(config, add_pooling_layer=False)
-
-        def mlp(given: int) -> nn.Sequential:
-            hidden = nn.Linear(given, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
-            return nn.Sequential(*hidden, nn.Linear(width, text))
-
-        self.whole, self.part = mlp(width), mlp(width + 8 * FREQUENCIES)
-        self.scale = nn.Parameter(torch.tensor(1 / 0.07).log())
-
-    def forward(self, latents: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        size = list(latents.shape[2:])
-        seen = self.vit(latents, interpolate_pos_encoding=size != self.size).last_hidden_state
-        share = F.normalize(cover(boxes, [side // self.patch for side in size]), p=1, dim=-1).to(seen)
-        where = get_fourier_embeds_from_boundingbox(FREQUENCIES, boxes).to(seen)
-        return self.whole(seen[:, 0]), self.part(torch.cat([share @ seen[:, 1:], where], dim=-1))
-
-
-def misfit(found: Tensor, told: Tensor) -> Tensor:
-    """1 - cosine over the last dimension."""
-    return 1 - F.cosine_similarity(found.float(), told, dim=-1)
-
-
-def contrast(found: Tensor, told: Tensor, log_scale: Tensor) -> Tensor:
-    """Cross-entropy of finding one's own text among all (n, channels); equal texts are equally right."""
-    with torch.autocast(told.device.type, enabled=False):  # equal texts would differ in bfloat16
-        texts = F.normalize(told.float(), dim=-1)
-        same = (texts @ texts.T > 0.9999).float()
-        logits = log_scale.exp().clamp(max=100) * F.normalize(found.float(), dim=-1) @ texts.T
-        return F.cross_entropy(logits, same / same.sum(dim=1, keepdim=True))
+def numbered(boxes: Sequence[Boxes]) -> tuple[list[str], Tensor, Tensor]:
+    """(all phrases; boxes (n, m, 4), the whole picture where a sample has fewer than m; the number of each box's
+    phrase, (n, m), -1 where there is none).
+    """
+    names, most = sorted({name for one in boxes for name in one}), max(1, *map(len, boxes))
+    where, label = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(boxes), most, 1), torch.full((len(boxes), most), -1)
+    for row, one in enumerate(boxes):
+        for k, (name, box) in enumerate(one.items()):
+            where[row, k], label[row, k] = torch.tensor(box), names.index(name)
+    return names, where, label
 
 
 def aligned(
@@ -132,13 +81,8 @@ def aligned(
         raise ShowtellError(
             f"{len(latents)} latents, {len(captions)} captions, {len(boxes)} sets of boxes: give one each."
         )
-    noising, names = Noising(bridge), sorted({name for one in boxes for name in one})
+    noising, (names, where, label) = Noising(bridge), numbered(boxes)
     told, labels = sentences(bridge, captions), sentences(bridge, names)
-    most = max(map(len, boxes))
-    where, label = torch.zeros(len(boxes), most, 4), torch.full((len(boxes), most), -1)
-    for row, one in enumerate(boxes):
-        for k, (name, box) in enumerate(one.items()):
-            where[row, k], label[row, k] = torch.tensor(box), names.index(name)
 
     def loss(model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
         at, there = noising.noised(batch["latents"], generator), batch["label"] >= 0
@@ -171,18 +115,14 @@ class Hcma(Technique):
         self.aligner, self.boxes, self.sizes, self.until = aligner, boxes, sizes, until
 
     def start(self, run: Run, latents: Tensor) -> None:
-        state, boxes = run.state(self), spread(self.boxes, len(run.prompts), "boxes")
+        state = run.state(self)
+        names, where, label = numbered(spread(self.boxes, len(run.prompts), "boxes"))
+        there = label >= 0
+        state.where, state.there = where.to(latents.device), there.float().to(latents.device)
         state.caption = sentences(run, run.prompts)
-        names = sorted({name for one in boxes for name in one})
-        vectors = dict(zip(names, sentences(run, names), strict=True)) if names else {}
-        most = max(1, *map(len, boxes))
-        state.where = torch.tensor([0.0, 0.0, 1.0, 1.0], device=latents.device).repeat(len(boxes), most, 1)
-        state.labels = state.caption[:, None].repeat(1, most, 1)
-        state.there = torch.zeros(len(boxes), most, device=latents.device)
-        for row, one in enumerate(boxes):
-            for k, (name, box) in enumerate(one.items()):
-                state.where[row, k], state.labels[row, k] = torch.tensor(box), vectors[name]
-                state.there[row, k] = 1
+        state.labels = state.caption[:, None].repeat(1, label.shape[1], 1)
+        if names:
+            state.labels[there] = sentences(run, names)[label[there]]
 
     def losses(self, run: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Omega of the whole and of the boxes, (n,) each; 0 where a sample has no box."""

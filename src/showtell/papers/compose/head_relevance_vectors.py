@@ -18,23 +18,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from showtell.bridges.base import Run, Technique, Text, spread
+from showtell.bridges.base import Run, Technique, Text
 from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
 from showtell.measure import scores
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PromptSet
+from showtell.measure.recolouring import colours, recoloured
+from showtell.steer.listing import listed
+from showtell.steer.lists import lists_of
 from showtell.steer.maps import places
 from showtell.steer.regions import positions_of, words_of
 from showtell.steer.sharing import ShareAttention
-from showtell.world import Scene
 from showtell.world.scene import COLOURS, SHAPES, SIZES, TEXTURES
 
 Heads = dict[str, torch.Tensor]
@@ -101,24 +102,6 @@ class CountHeads(Technique):
             raise ShowtellError("this model has no cross-attention, whose heads are compared here; use one that has.")
 
 
-def listed(words: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Where words lie in a text that lists them, from where each lies alone.
-
-    A word that several text encoders read has a run of neighbouring tokens for each, and every run follows its own.
-    """
-    moved: list[list[int]] = []
-    used: dict[int, int] = {}
-    for positions in words:
-        run, span = 0, []
-        for i, at in enumerate(positions):
-            run += i > 0 and at != positions[i - 1] + 1
-            span.append((run, at + used.get(run, 0)))
-        moved.append([at for _, at in span])
-        for run, _ in span:
-            used[run] = used.get(run, 0) + 1
-    return moved
-
-
 def relevance(
     bridge: Any, concepts: Mapping[str, Sequence[str]], prompts: Sequence[str], **more: Any
 ) -> dict[str, Heads]:
@@ -160,10 +143,9 @@ class HeadWeights(Technique):
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
         if self.words is None:
-            each: list[Any] = [[word.text for word in words_of(run, prompt)] for prompt in run.prompts]
+            each = [[word.text for word in words_of(run, prompt)] for prompt in run.prompts]
         else:
-            alike = all(isinstance(one, str) for one in self.words)
-            each = spread([self.words] * len(run.prompts) if alike else list(self.words), len(run.prompts), "words")
+            each = lists_of(self.words, len(run.prompts), "words")
         pairs = zip(run.prompts, each, strict=True)
         run.state(self).at = [[at for one in some for at in positions_of(run, text, one)] for text, some in pairs]
 
@@ -176,18 +158,6 @@ class HeadWeights(Technique):
         for row, at in enumerate(run.state(self).at):
             factors[row, :, 0, at] = weights[:, None]
         site.rescale(factors)
-
-
-def colours(wanted: Scene, seen: Scene) -> float:
-    """Share of the wanted objects' colours that occur, on whatever."""
-    return sum(thing.colour in {one.colour for one in seen.objects} for thing in wanted.objects) / len(wanted.objects)
-
-
-def recoloured(scene: Scene) -> Scene:
-    """The scene with a colour for its first object that nothing there has."""
-    first, *others = scene.objects
-    free = [one for one in COLOURS if one not in {scene.background, *(thing.colour for thing in scene.objects)}]
-    return replace(scene, objects=(replace(first, colour=random.Random(scene.caption()).choice(free)), *others))
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -227,7 +197,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     weakened = lab.compare(orders, name="concept lost", expect=expect, control="order of another concept")
 
     # The second of two samples is recoloured by prompt-to-prompt, and the new colour strengthened.
-    targets = PromptSet.of("recoloured", [recoloured(scene) for scene in prompts.scenes], lab.seed, lab.split)
+    targets = PromptSet.of("recoloured", [recoloured(scene, COLOURS) for scene in prompts.scenes], lab.seed, lab.split)
     both = [text for pair in zip(prompts.texts, targets.texts, strict=True) for text in pair]
     changed = [words for scene in targets.scenes for words in ([], [scene.objects[0].colour])]
     source = [i - i % 2 for i in range(len(both))]

@@ -6,12 +6,12 @@ self-attention is compact and its image tokens attend to the end of the text; un
 the foreground's attention and gives its own back, and it attends to the background's tokens besides its own.
 
 Faithful: the structure prior, 1 / sum of the squared self-attention, and the content prior, the attention to the
-end-of-text token, each the mean over heads, and their product as mask; the joint image blended under the soft mask, the
-foreground under the hard one, in every self-attention; attention shared with the background; no training.
+end-of-text token, both means over heads, with their product as mask; in every self-attention the joint image blended
+under the soft mask, the foreground under the hard one; attention shared with the background; no training.
 Ours, where the paper's settings were not to be had: the mask is made on the grid nearest to 16x16 from the step before
 (the first step has none), with Otsu's threshold; one starting noise for the three.
-Not here: the transparent foregrounds of LayerDiffuse, whose weights and decoder diffusers has not. The foreground
-stands on the plain ground that its prompt leaves it, and its alpha is the mask on the pixels.
+Not here: LayerDiffuse's transparent foregrounds, whose weights and decoder diffusers has not. The foreground stands on
+the plain ground that its prompt leaves it, and its alpha is the mask on the pixels.
 Scaled down: 20 steps, a mask of 8x8 cells. The base draws no empty scenes, so the background shows a thing of its own.
 Seen on three validation prompts, not yet explained: in the base `unet` the mask lies around the objects rather than on
 them, so neither prior carries its signal there; and layers that share nothing but their noise agree by themselves where
@@ -21,19 +21,19 @@ the alpha is small, which the agreement rewards.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from showtell.bridges.base import Run, Technique
 from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.layers import Layers, agreement, cut_out
 from showtell.measure.prompts import PromptSet
 from showtell.steer.blend import BlendLatents
 from showtell.steer.maps import near
@@ -136,20 +136,6 @@ def fused(output: torch.Tensor, branches: Any, soft: torch.Tensor, hard: torch.T
     return changed
 
 
-@dataclass(frozen=True)
-class Layers:
-    """Pictures of one size: the foreground with its alpha (RGBA), the background and both together (RGB)."""
-
-    foreground: Image.Image
-    background: Image.Image
-    blended: Image.Image
-
-    @property
-    def composite(self) -> Image.Image:
-        """The foreground laid over the background."""
-        return Image.alpha_composite(self.background.convert("RGBA"), self.foreground).convert("RGB")
-
-
 def layered(
     bridge: Any,
     prompts: Sequence[Triple],
@@ -168,27 +154,7 @@ def layered(
     using = [ExtendAttention(source, weight=strength), kind(masks, strength)]
     seeds = [1000 * seed + i // 3 for i in range(len(texts))]
     images = bridge.generate(texts, using=using, seed=seeds, **more)
-    return [Layers(_cut(images[3 * i], mask), *images[3 * i + 1 : 3 * i + 3]) for i, mask in enumerate(masks)]
-
-
-def _cut(image: Image.Image, mask: torch.Tensor) -> Image.Image:
-    alpha = Image.fromarray((255 * mask.numpy()).astype(np.uint8)).resize(image.size, Image.Resampling.BILINEAR)
-    made = image.convert("RGBA")
-    made.putalpha(alpha.point(lambda value: 255 * (value > 127)))
-    return made
-
-
-def _alpha(layers: Layers) -> torch.Tensor:
-    return torch.from_numpy(np.array(layers.foreground.getchannel("A"), dtype=np.float32) / 255)
-
-
-def agreement(layers: Layers, border: int = 2) -> float:
-    """1 - mean absolute difference of composite and blended image in [0, 1], pixels at the alpha's border left out."""
-    alpha, size = _alpha(layers)[None, None], 2 * border + 1
-    grown, shrunk = (s * F.max_pool2d(s * alpha, size, 1, border)[0, 0].numpy() for s in (1, -1))
-    one, two = (np.asarray(image, dtype=float) / 255 for image in (layers.composite, layers.blended))
-    inner = grown == shrunk
-    return float(1 - np.abs(one - two)[inner].mean()) if inner.any() else 0.0
+    return [Layers(cut_out(images[3 * i], mask), *images[3 * i + 1 : 3 * i + 3]) for i, mask in enumerate(masks)]
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -208,7 +174,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         """The joint image is painted around the finished foreground."""
         first = independent(seed)
         known = bridge.to_latents([one.foreground.convert("RGB") for one in first])
-        free: Any = [1 - _alpha(one) for one in first]
+        free: Any = [1 - one.alpha for one in first]
         seeds = [1000 * seed + i for i in range(len(first))]
         images = bridge.generate(both.texts, using=[BlendLatents(known, free)], seed=seeds)
         return [replace(one, blended=image) for one, image in zip(first, images, strict=True)]

@@ -10,36 +10,36 @@ Faithful (settings from the released code): maps are sums over the last three qu
 heads; a region is what Otsu's threshold leaves of a sub-instruction's map under a Gaussian of sigma 1; its factor is
 the picture's attention in it over the sub-instruction's, times a scale of 1; rows are normalised again; steps up to
 20 of 50, but the first; the conditional branch alone.
-Ours: maps are read before they are scaled (the code sums those already scaled, whose ratio is near 1 every other step,
-so that its scaling comes and goes); sub-instructions end at commas (as there), semicolons, full stops and "and", or are
-what `parts` says; multiplying and normalising is one bias of the scores, log of the factor; blurring reflects at the
-border. The search for layers and steps by perturbing each is left out.
+Ours: maps are read before they are scaled (the code sums scaled ones, whose ratio is near 1 every other step, so that
+its scaling comes and goes); sub-instructions end at commas (as there), semicolons, full stops and "and", or are what
+`parts` says; multiplying and normalising is one bias of the scores, log of the factor; blurring reflects at the border.
+Left out: the search for layers and steps by perturbing each.
 Scaled down: there is no packaged model of this kind, so a FLUX.1 Kontext of 4 blocks and 32x32 pixels is trained here,
 mostly on single instructions, and asked for two at once. 16 image tokens make coarse regions.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from showtell.bridges.base import Run, Technique, Text, spread
+from showtell.bridges.base import Run, Technique, Text
 from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
-from showtell.language.results import Span
+from showtell.language.clauses import sub_instructions
+from showtell.measure.compounds import done, kept
 from showtell.measure.experiment import Comparison, Lab
-from showtell.measure.scores import read
+from showtell.steer.lists import lists_of
+from showtell.steer.louder import Louder
 from showtell.steer.maps import Where, places, smoothed
-from showtell.steer.phrases import at_site
+from showtell.steer.phrases import at_site, membership
 from showtell.steer.regions import positions_of, words_of
 from showtell.steer.segment import masks_of
-from showtell.train.narrow_edits import Compound, call_of, compounds, facts, learn_edits, pictures
+from showtell.train.narrow_edits import Compound, call_of, compounds, learn_edits, pictures
 from showtell.train.narrow_models import narrow_kontext
 
 EXAMPLE = """
@@ -53,16 +53,7 @@ parts = ["make the bike red", "paint the wall green"]
 edited = bridge.edit(image, "make the bike red, and paint the wall green", using=[SaaS(parts=parts)], seed=0)
 """
 
-
-def sub_instructions(text: str) -> list[Span]:
-    """The parts of an instruction between commas, semicolons, full stops and the word "and"."""
-    ends = [(0, 0), *(found.span() for found in re.finditer(r"[,;.]|\band\b", text)), (len(text), len(text))]
-    found = []
-    for (_, start), (stop, _) in pairwise(ends):
-        words = text[start:stop].strip()
-        first = text.find(words, start)
-        found += [Span(words, first, first + len(words))] if words else []
-    return found
+LAYERS = places(("joint",), depths=(0.25, 1.0))
 
 
 def outweighed(told: torch.Tensor, shown: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,25 +86,20 @@ class SaaS(Technique):
         if scale <= 0:
             raise ShowtellError(f"scale={scale}: attention is multiplied by it, so give a number above 0.")
         self.scale, self.parts, self.window = scale, parts, window
-        self.where = where or places(("joint",), depths=(0.25, 1.0))
+        self.where = where or LAYERS
 
     def spans(self, run: Run) -> list[list[tuple[int, ...]]]:
         """The text tokens of each sample's sub-instructions."""
         if self.parts is None:
             found = [[s.positions(words_of(run, text)) for s in sub_instructions(text)] for text in run.prompts]
         else:
-            shared = all(isinstance(part, str) for part in self.parts)
-            lists = [self.parts] * len(run.prompts) if shared else spread(list(self.parts), len(run.prompts), "parts")
-            each = zip(run.prompts, lists, strict=True)
+            each = zip(run.prompts, lists_of(self.parts, len(run.prompts), "parts"), strict=True)
             found = [[tuple(positions_of(run, text, part)) for part in parts] for text, parts in each]
         return [[span for span in one if span] for one in found]
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
-        state, spans, tokens = run.state(self), self.spans(run), run.text.tokens
-        state.words = torch.zeros(len(spans), max(1, *map(len, spans)), tokens.shape[1], device=tokens.device)
-        for row, one in enumerate(spans):
-            for k, positions in enumerate(one):
-                state.words[row, k, list(positions)] = 1
+        state, tokens = run.state(self), run.text.tokens
+        state.words = membership(self.spans(run), tokens.shape[1]).float().to(tokens.device)
         state.maps, state.regions = 0.0, None
 
     def conditioning(self, run: Run, text: Text) -> None:
@@ -162,37 +148,6 @@ class Exchanged(SaaS):
         return regions, factors
 
 
-class Louder(Technique):
-    """The baseline: attention to all words of the instruction times one number, everywhere."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor, self.where = factor, places(("joint",), depths=(0.25, 1.0))
-
-    def wants(self, run: Run, place: Place) -> bool:
-        return place.text is not None and self.where(place)
-
-    def attention(self, run: Run, site: Any) -> None:
-        amount = torch.zeros(len(run.prompts), 1, 1, site.text.stop - site.text.start, device=site.query.device)
-        for row, text in enumerate(run.prompts):
-            amount[row, ..., list(words_of(run, text).positions)] = float(np.log(self.factor))
-        site.bias(amount, queries="image", keys="text")
-
-
-def done(images: Any, asked: Sequence[Compound], judge: str = "first") -> np.ndarray:
-    """(n,) Share of the sub-instructions that the judge's network sees carried out."""
-    seen = [facts(scene) if scene.objects else {} for scene in read(images, judge, fast=True)]
-    each = zip(seen, asked, strict=True)
-    return np.array([np.mean([scene.get(k) == v for k, v in one.asked.items()]) for scene, one in each])
-
-
-def kept(images: Any, asked: Sequence[Compound], judge: str = "first") -> np.ndarray:
-    """(n,) Share of what nobody asked to change that is as it was."""
-    seen = [facts(scene) if scene.objects else {} for scene in read(images, judge, fast=True)]
-    left = [{k: v for k, v in facts(one.before).items() if k not in one.asked} for one in asked]
-    assert all(left), "something is to stay as it is"
-    return np.array([np.mean([a.get(k) == v for k, v in b.items()]) for a, b in zip(seen, left, strict=True)])
-
-
 PAIRS, STEPS, BATCH, WIDTH, SAMPLING = 6000, 700, 64, 128, 20
 FACTORS = (1.5, 2.0, 4.0, 8.0)
 SINGLE = (1, 1, 1, 2)
@@ -221,7 +176,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         held = compounds(max(1, lab.n // 2), lab.seed, "validation")
 
         def right(factor: float) -> float:
-            images = edited(held, 0, Louder(factor))
+            images = edited(held, 0, Louder(factor, LAYERS))
             return float((done(images, held) * kept(images, held)).mean())
 
         return max(FACTORS, key=right)
@@ -238,7 +193,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     arms: dict[str, Callable[[int], Any]] = {
         "saas": arm(SaaS()),
         "plain": arm(),
-        "constant boost": lambda seed: edited(asked, seed, Louder(tuned())),
+        "constant boost": lambda seed: edited(asked, seed, Louder(tuned(), LAYERS)),
         "regions exchanged": arm(Exchanged()),
     }
     texts = [one.instruction for one in asked]
