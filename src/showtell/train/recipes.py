@@ -131,7 +131,7 @@ def _flow() -> Any:
 def _reading() -> Any:
     """A FlowLM whose language model alone is trained: its eye is a parser already."""
     model = _flow()
-    model.unet.requires_grad_(False)
+    model.dit.requires_grad_(False)
     model.grounding.requires_grad_(False)
     return model
 
@@ -147,7 +147,7 @@ def _drawing() -> Any:
         known, own = load_file(folder("bridge") / "model.safetensors"), model.state_dict()
         model.load_state_dict(own | {n: v for n, v in known.items() if n in own and own[n].shape == v.shape})
     model.requires_grad_(False)
-    model.unet.requires_grad_(True)
+    model.dit.requires_grad_(True)
     model.grounding.requires_grad_(True)
     return model
 
