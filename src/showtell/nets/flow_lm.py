@@ -2,14 +2,14 @@
 
 The language model reads text, and of a picture what the eye has parsed (a SceneParser: its objects, in words and place
 tokens) or, where there is nothing of the kind, sixteen tokens of patches. Before it draws, it plans, in the same words;
-where there is nothing to place, it sketches: the mean thumbnail of what the text means. A transformer then turns noise into
-latents of a KL autoencoder, attending to the language model's states, with plan, sketch and, for edits, the source's
-latents beside them.
+where there is nothing to place, it sketches: the mean thumbnail of what the text means. A transformer then turns noise
+into latents of a KL autoencoder, attending to the language model's states, with plan, sketch and, for edits, the
+source's latents beside them.
 Source: a denoiser on a language model's states: arXiv 2505.09568 (section 3); a picture as its parsed objects, for
-words to reason on: arXiv 1810.02338; latents and cross-attention: arXiv 2112.10752; rectified flow: arXiv 2209.03003;
-the source beside the latents: arXiv 2211.09800 (section 3.2); grounded objects: GLIGEN, arXiv 2301.07093 (section 4.1;
-here laid onto the latents instead of attended to); a picture foretold from text before it is drawn: arXiv 2204.06125
-(section 2.2; here its thumbnail, by regression).
+words to reason on: arXiv 1810.02338; cross-attention in a transformer: arXiv 2310.00426 (section 2.3); rectified flow:
+arXiv 2209.03003; the source beside the latents: arXiv 2211.09800 (section 3.2); grounded objects: GLIGEN, arXiv
+2301.07093 (section 4.1; here laid onto the latents instead of attended to); a picture foretold from text before it is
+drawn: arXiv 2204.06125 (section 2.2; here its thumbnail, by regression).
 """
 
 from __future__ import annotations

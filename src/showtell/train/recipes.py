@@ -165,6 +165,19 @@ def _parser(**sizes: Any) -> Any:
     return SceneParser(SceneParserConfig(**sizes))
 
 
+def _looking() -> Any:
+    """A parser whose closer look alone is trained; its first network is the packaged judge's, or that of --init."""
+    from showtell.nets.scene_parser import SceneParser
+    from showtell.weights import folder
+
+    model = _parser(closer=(32, 48, 64))
+    with suppress(ShowtellError):
+        model.load_state_dict(SceneParser.from_pretrained(folder("judge")).state_dict(), strict=False)
+    model.requires_grad_(False)
+    model.closer.requires_grad_(True)
+    return model
+
+
 def _vae() -> Any:
     from diffusers import AutoencoderKL
 
@@ -195,6 +208,10 @@ RECIPES: dict[str, Recipe] = {
     "judge": Recipe(
         "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
         sources=("scenes,emoji", "scenes"),
+    ),
+    "judge-closer": Recipe(
+        "scene parser, convolutional, and a closer look at each object (--init: of judge)", _looking, _scenes,
+        objectives.closer_objective, 12000, 256, 1e-3, sources=("scenes,emoji", "scenes"),
     ),
     "judge2": Recipe(
         "scene parser, U-shaped, another draw of scenes",
