@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
@@ -171,8 +172,19 @@ class FlowLM(PreTrainedModel):
         )
         self.post_init()
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The parts initialise themselves; the rest keeps PyTorch's own initialisation."""
+        """The parts initialise themselves, and the rest keeps PyTorch's own initialisation; but the transformer's table
+        of positions is in no checkpoint."""
+        if isinstance(module, PatchEmbed):
+            table = get_2d_sincos_pos_embed(
+                module.proj.out_channels,
+                module.height,
+                base_size=module.base_size,
+                interpolation_scale=module.interpolation_scale,
+                output_type="pt",
+            )
+            module.pos_embed.copy_(table[None])
 
     # --- reading and telling ---------------------------------------------------------------------------------------
 

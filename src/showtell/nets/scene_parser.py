@@ -94,8 +94,9 @@ class _UNet(nn.Module):
 
 
 class _Closer(nn.Module):
-    """Logits (m, values) of all attributes, to be added to the first network's, from crops (m, 3, side, side) and the
-    first network's states (m, width) where the objects are. It begins at zero."""
+    """Logits (m, values) of all attributes from crops (m, 3, side, side) and the first network's states (m, width)
+    where the objects are: to be added to the first network's, which begin at zero; and from the crops alone, which only
+    guide training: where the first network is nearly always right, what is left teaches little."""
 
     side = 32
 
@@ -106,12 +107,14 @@ class _Closer(nn.Module):
         for a, b in zip(channels, others, strict=False):
             layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), _Residual(b)]
         self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(2))
+        self.alone = nn.Linear(4 * channels[-1], sum(OBJECT_HEADS.values()))
         self.out = nn.Linear(4 * channels[-1] + width, sum(OBJECT_HEADS.values()))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, crops: Tensor, states: Tensor) -> Tensor:
-        return self.out(torch.cat([self.trunk(crops).flatten(1), states], dim=1)).float()
+    def forward(self, crops: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.trunk(crops).flatten(1)
+        return self.out(torch.cat([seen, states], dim=1)).float(), self.alone(seen).float()
 
     def crops(self, images: Tensor, rows: Tensor, place: Tensor, size: Tensor) -> Tensor:
         """Of images[rows] around place (m, 2), one and a half times as wide as an object of that size class."""
@@ -175,12 +178,15 @@ class SceneParser(PreTrainedModel):
         out["features"] = features.float()
         return out
 
-    def look(self, images: Tensor, cells: Tensor, rows: Tensor, place: Tensor, size: Tensor) -> dict[str, Tensor]:
-        """What a closer look adds to the logits of m objects: rows (m,) of their images, place (m, 2), size class (m,);
-        cells: the trunk's states of all images."""
+    def look(
+        self, images: Tensor, cells: Tensor, rows: Tensor, place: Tensor, size: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """(what a closer look adds to the logits of m objects, what it says by itself), per attribute: rows (m,) of
+        their images, place (m, 2), size class (m,); cells: the trunk's states of all images."""
         column, line = (place * self.grid).long().clamp(0, self.grid - 1).unbind(dim=-1)
-        added = self.closer(self.closer.crops(images, rows, place, size), cells[rows, :, line, column])
-        return dict(zip(OBJECT_HEADS, added.split(list(OBJECT_HEADS.values()), dim=-1), strict=True))
+        found = self.closer(self.closer.crops(images, rows, place, size), cells[rows, :, line, column])
+        parts = zip(*(logits.split(list(OBJECT_HEADS.values()), dim=-1) for logits in found), strict=True)
+        return dict(zip(OBJECT_HEADS, parts, strict=True))
 
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch: int = 128) -> Iterator[dict[str, np.ndarray]]:
@@ -194,7 +200,7 @@ class SceneParser(PreTrainedModel):
             rows, slots = (out["present"] > POSSIBLE).nonzero(as_tuple=True)
             if self.config.closer and len(rows):
                 place, size = out["place"][rows, slots].to(part), slots // self.grid**2
-                for name, more in self.look(part, cells, rows, place, size).items():
+                for name, (more, _) in self.look(part, cells, rows, place, size).items():
                     out[name][rows, slots] = out[name][rows, slots] + more
             for name in (*OBJECT_HEADS, *GLOBAL_HEADS, "word"):
                 out[name] = out[name].softmax(dim=-1)
@@ -210,16 +216,20 @@ class SceneParser(PreTrainedModel):
 def closer_loss(
     model: SceneParser, images: Tensor, truth: dict[str, Tensor], generator: torch.Generator | None, apart: float = 0.01
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of the closer look alone, the first network as it is: cross-entropy of the corrected attributes, objects
-    being seen about as far from their true places (standard deviation `apart`, of the canvas) as they are found."""
+    """Loss of the closer look, the first network as it is: cross-entropy of the corrected attributes, and of what the
+    crops say alone, objects being seen about as far from their true places (standard deviation `apart`, of the canvas) as they are found."""
     rows, number = truth["present"].nonzero(as_tuple=True)
     place, size = (truth[name][rows, number] for name in ("place", "size"))
     with torch.no_grad():
         cells = model.trunk(images)
         out, slots = model._dense(cells), model.slot(place, size)
     noise = torch.randn(place.shape, generator=generator, device=place.device)
-    more = model.look(images, cells, rows, (place + apart * noise).clamp(0, 1), size)
-    parts = {n: F.cross_entropy(out[n][rows, slots] + added, truth[n][rows, number]) for n, added in more.items()}
+    looked = model.look(images, cells, rows, (place + apart * noise).clamp(0, 1), size)
+    parts: dict[str, Tensor] = {}
+    for name, (more, alone) in looked.items():
+        wanted = truth[name][rows, number]
+        parts[name] = F.cross_entropy(out[name][rows, slots] + more, wanted)
+        parts[f"{name} alone"] = F.cross_entropy(alone, wanted)
     return torch.stack(list(parts.values())).sum(), parts
 
 

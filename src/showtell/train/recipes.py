@@ -120,10 +120,14 @@ def _flow() -> Any:
 
     vae = AutoencoderKL.from_pretrained(folder("vae"), use_safetensors=True)
     sizes = small_vae() | {name: vae.config[name] for name in ("scaling_factor", "shift_factor")}
-    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer), vae=sizes))
-    model.vae.load_state_dict(vae.state_dict())
+    judge, eye = None, {}
     with suppress(ShowtellError):  # its eye is the judge's network, if there is one
-        model.eye.load_state_dict(SceneParser.from_pretrained(folder("judge")).state_dict())
+        judge = SceneParser.from_pretrained(folder("judge"))
+        eye = {name: getattr(judge.config, name) for name in ("trunk", "width", "depth", "letters", "closer")}
+    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer), vae=sizes, eye=eye))
+    model.vae.load_state_dict(vae.state_dict())
+    if judge is not None:
+        model.eye.load_state_dict(judge.state_dict())
     model.eye.requires_grad_(False)
     return _plain(model)
 
