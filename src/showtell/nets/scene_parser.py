@@ -217,7 +217,8 @@ def closer_loss(
     model: SceneParser, images: Tensor, truth: dict[str, Tensor], generator: torch.Generator | None, apart: float = 0.01
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of the closer look, the first network as it is: cross-entropy of the corrected attributes, and of what the
-    crops say alone, objects being seen about as far from their true places (standard deviation `apart`, of the canvas) as they are found."""
+    crops say alone. Objects are seen about as far from their true places (standard deviation `apart`, of the canvas) as
+    they are found."""
     rows, number = truth["present"].nonzero(as_tuple=True)
     place, size = (truth[name][rows, number] for name in ("place", "size"))
     with torch.no_grad():
