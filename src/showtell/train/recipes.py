@@ -294,7 +294,8 @@ def run(
 
 
 def _start_from(model: Any, source: Path) -> None:
-    """Loads the weights of another run, leaving out what has another shape. Raises ShowtellError where little fits."""
+    """Loads the weights of another run, leaving out what has another shape. Raises ShowtellError where little fits,
+    neither most of what is trained nor most of what there is."""
     from safetensors.torch import load_file
 
     try:
@@ -304,7 +305,7 @@ def _start_from(model: Any, source: Path) -> None:
     own = model.state_dict()
     fitting = {name: v.float() for name, v in weights.items() if name in own and own[name].shape == v.shape}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if len(trained & set(fitting)) < 0.9 * len(trained):
+    if len(trained & set(fitting)) < 0.9 * len(trained) and len(fitting) < 0.9 * len(weights):
         missing = min(trained - set(fitting))
         raise ShowtellError(f"cannot start from {source}: it holds another model (no fitting {missing})")
     model.load_state_dict(own | fitting)
