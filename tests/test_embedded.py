@@ -172,7 +172,7 @@ def test_techniques_see_the_prompt_words(bridge: EmbeddedBridge) -> None:
     plain = bridge.generate("a red ring", num_inference_steps=2, output_type="np")
     watched = bridge.generate("a red ring", num_inference_steps=2, using=[Look()], output_type="np")
     assert np.array_equal(plain[0], watched[0])
-    assert len(seen) == 2 * 4 and seen[0].shape[:3] == (1, 2, 64)  # two steps; blocks; heads; cells
+    assert len(seen) == 2 * 6 and seen[0].shape[:3] == (1, 3, 64)  # two steps; blocks; heads; cells
     assert len(bridge.words("a red ring")["ring"]) >= 1
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from showtell.data.targets import targets
 from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Grounding
 from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig, discriminant
-from showtell.nets.scene_parser import SceneParser, SceneParserConfig, parser_loss
+from showtell.nets.scene_parser import (
+    OBJECT_HEADS,
+    POSSIBLE,
+    SceneParser,
+    SceneParserConfig,
+    closer_loss,
+    parser_loss,
+)
 from showtell.nets.segments import segment_mask
 from showtell.world import sample
 
@@ -153,8 +161,65 @@ def test_parser_loss_is_small_only_for_the_right_scene() -> None:
     assert float(loss.detach()) < 0.5 < 5 < float(wrong.detach())
 
 
+def looking_parser() -> SceneParser:
+    torch.manual_seed(0)
+    return SceneParser(SceneParserConfig(width=16, depth=1, closer=(8, 8))).eval()
+
+
+def test_a_closer_look_corrects_what_may_be_there_and_nothing_else() -> None:
+    model, images = looking_parser(), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        model.object_head[-1].bias.view(3, -1)[:, 0] = -5.5  # here and there just above what deserves a look
+        model.object_head[-1].weight.mul_(3)
+    plain = [out["shape"] for out in model.probabilities(images)]
+    with torch.no_grad():
+        model.closer.out.bias[0] = 3.0
+    looked = list(model.probabilities(images))
+    for before, out in zip(plain, looked, strict=True):
+        seen = out["present"] > POSSIBLE
+        assert 0 < seen.sum() < len(seen)
+        np.testing.assert_array_equal(out["shape"][~seen], before[~seen])
+        odds = np.log(out["shape"][seen, 0] / (1 - out["shape"][seen, 0]))
+        was = np.log(before[seen, 0] / (1 - before[seen, 0]))
+        np.testing.assert_allclose(odds - was, 3, atol=1e-3)
+
+
+def test_crops_lie_around_their_objects() -> None:
+    """On a picture whose brightness is its column, a crop shows its own columns: 0.45 of the canvas for a medium object
+    (one and a half times 0.3), centred."""
+    column = (torch.arange(64) + 0.5).expand(1, 3, 64, 64) / 64
+    crops = looking_parser().closer.crops(column, torch.tensor([0]), torch.tensor([[0.5, 0.3]]), torch.tensor([1]))
+    assert crops.shape == (1, 3, 32, 32)
+    wanted = 0.5 + 0.45 * ((torch.arange(32) + 0.5) / 32 - 0.5)
+    torch.testing.assert_close(crops[0, 0, 7], wanted, atol=1e-4, rtol=0)
+    rows = looking_parser().closer.crops(
+        column.transpose(2, 3), torch.tensor([0]), torch.tensor([[0.5, 0.3]]), torch.tensor([1])
+    )
+    torch.testing.assert_close(rows[0, 0, :, 7], wanted - 0.2, atol=1e-4, rtol=0)
+
+
+def test_a_closer_look_is_learned_while_the_first_stays() -> None:
+    from showtell.world import draw
+
+    scenes = sample(4, 3, objects=2)
+    images = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    truth = {name: torch.from_numpy(value) for name, value in targets(scenes).items()}
+    model = looking_parser()
+    before, _ = closer_loss(model, images, truth, None, apart=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(25):
+        loss, _ = closer_loss(model, images, truth, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    after, parts = closer_loss(model, images, truth, None, apart=0.0)
+    assert float(after.detach()) < 0.3 * float(before.detach())
+    assert set(parts) == {*OBJECT_HEADS, *(f"{name} alone" for name in OBJECT_HEADS)}
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("closer."))
+
+
 @pytest.mark.parametrize("make", [lambda: FlowLM(FlowLMConfig(vocab_size=50, **SMALL)),
-                                  lambda: SceneParser(SceneParserConfig(width=32, depth=1)),
+                                  lambda: SceneParser(SceneParserConfig(width=32, depth=1, closer=(8, 16))),
                                   lambda: ImageEncoder(ImageEncoderConfig(side=4, embedding_size=8))])  # fmt: skip
 def test_saved_models_load_again(make, tmp_path) -> None:
     model = make().eval()

@@ -21,8 +21,7 @@ from showtell import files
 from showtell.bridges.adapter import Adapter
 from showtell.bridges.base import Bridge, Run, Text, as_list, spread
 from showtell.bridges.diffusion import DiffusionBridge
-from showtell.bridges.layout import TokenLayout
-from showtell.bridges.stable_diffusion import unet_layout
+from showtell.bridges.layout import TokenLayout, attention_calls, self_then_cross
 from showtell.bridges.words import Piece
 from showtell.data.mix import PLAN_LENGTH, Codec
 from showtell.data.signal import signal
@@ -188,7 +187,7 @@ class EmbeddedAdapter(Adapter):
 
     @property
     def denoiser(self) -> Any:
-        return self.model.unet
+        return self.model.dit
 
     @property
     def channels(self) -> int:
@@ -253,7 +252,8 @@ class EmbeddedAdapter(Adapter):
         return self.model.draw(latents, time, text.tokens, text.mask.bool(), text.extra["beside"])
 
     def layout(self, run: Run) -> TokenLayout:
-        return unet_layout(self, run)
+        grid = self.grid(run, self.denoiser.config.patch_size)
+        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {grid[0] * grid[1]: grid})
 
 
 def _seeds(run: Run) -> list[int]:

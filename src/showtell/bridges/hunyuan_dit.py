@@ -12,7 +12,7 @@ from diffusers.pipelines.hunyuandit import pipeline_hunyuandit as library
 
 from .adapter import Adapter
 from .base import Run, Text
-from .layout import TokenLayout, attention_calls
+from .layout import TokenLayout, attention_calls, self_then_cross
 from .stable_diffusion import rescaled
 from .words import Piece
 
@@ -120,8 +120,5 @@ class HunyuanDiT(Adapter):
         return self.pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=keep)
 
     def layout(self, run: Run) -> TokenLayout:
-        def kind(name: str, module: Any) -> str:
-            return "self" if name.endswith("attn1") else "cross"
-
         height, width = self.grid(run, self.denoiser.config.patch_size)
-        return TokenLayout(attention_calls(self.denoiser, kind), {height * width: (height, width)})
+        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {height * width: (height, width)})

@@ -104,6 +104,11 @@ def attention_calls(
     return [(name, kind) for name, kind in found if kind is not None]
 
 
+def self_then_cross(name: str, module: Any) -> str:
+    """Kinds of the attentions of blocks that attend to the image (attn1) and then to the text (attn2)."""
+    return "self" if name.endswith("attn1") else "cross"
+
+
 def halvings(height: int, width: int, levels: int) -> dict[int, Grid]:
     """Token count -> grid of a pyramid that halves each side (rounding up) at every level, as a UNet does."""
     grids: dict[int, Grid] = {}

@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .adapter import Adapter
 from .base import Run, Text, spread
 from .cogvideox import first_frames
-from .layout import Grid, TokenLayout, attention_calls
+from .layout import Grid, TokenLayout, attention_calls, self_then_cross
 from .stable_diffusion import rescaled
 from .wan import checked_frames
 from .words import Piece
@@ -136,11 +136,8 @@ class LTXVideo(Adapter):
         return self.pipeline._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
 
     def layout(self, run: Run) -> TokenLayout:
-        def kind(name: str, module: Any) -> str:
-            return "self" if name.endswith("attn1") else "cross"
-
         grid = self.grid(run)
-        return TokenLayout(attention_calls(self.denoiser, kind), {grid[0] * grid[1] * grid[2]: grid})
+        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {grid[0] * grid[1] * grid[2]: grid})
 
 
 class LTXImageToVideo(LTXVideo):

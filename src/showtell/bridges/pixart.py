@@ -12,7 +12,7 @@ from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma as sigma
 from ..errors import ShowtellError
 from .adapter import Adapter
 from .base import Run, Text
-from .layout import TokenLayout, attention_calls
+from .layout import TokenLayout, attention_calls, self_then_cross
 from .words import Piece
 
 # Height and width that the models were trained at, by sample size; as in the pipelines.
@@ -111,8 +111,5 @@ class PixArt(Adapter):
         return self.pipeline.image_processor.postprocess(pixels, output_type=output_type)
 
     def layout(self, run: Run) -> TokenLayout:
-        def kind(name: str, module: Any) -> str:
-            return "self" if name.endswith("attn1") else "cross"
-
         height, width = self.grid(run, self.denoiser.config.patch_size)
-        return TokenLayout(attention_calls(self.denoiser, kind), {height * width: (height, width)})
+        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {height * width: (height, width)})

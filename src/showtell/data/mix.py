@@ -173,7 +173,7 @@ class Mixture:
         pictures: bool = False,
         emoji_share: float = 0.4,
         edit_share: float = 0.2,
-        tell: float = 0.5,
+        tell: float = 1.0,
         look: float = 0.4,
         drop: float = 0.1,
         noisy: float = 0.3,
@@ -264,7 +264,7 @@ class Mixture:
         language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
         scene = scene.canonical()
         there = self.codec.plan(scene, mentioned=True)
-        asked = questions(scene, pick, n=1, language=language) if pick.random() < 0.35 else []
+        asked = questions(scene, pick, n=1, language=language) if pick.random() < 0.5 else []
         if asked:
             return self._reply(there, self.codec.ask(asked[0].question), asked[0].answer, seen)
         return self._reply(there, self.codec.caption(language), scene.caption(language), seen)

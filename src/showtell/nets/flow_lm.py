@@ -2,14 +2,14 @@
 
 The language model reads text, and of a picture what the eye has parsed (a SceneParser: its objects, in words and place
 tokens) or, where there is nothing of the kind, sixteen tokens of patches. Before it draws, it plans, in the same words;
-where there is nothing to place, it sketches: the mean thumbnail of what the text means. A UNet then turns noise into
-latents of a KL autoencoder, attending to the language model's states, with plan, sketch and, for edits, the source's
-latents beside them.
+where there is nothing to place, it sketches: the mean thumbnail of what the text means. A transformer then turns noise
+into latents of a KL autoencoder, attending to the language model's states, with plan, sketch and, for edits, the
+source's latents beside them.
 Source: a denoiser on a language model's states: arXiv 2505.09568 (section 3); a picture as its parsed objects, for
-words to reason on: arXiv 1810.02338; latents and cross-attention: arXiv 2112.10752; rectified flow: arXiv 2209.03003;
-the source beside the latents: arXiv 2211.09800 (section 3.2); grounded objects: GLIGEN, arXiv 2301.07093 (section 4.1;
-here laid onto the latents instead of attended to); a picture foretold from text before it is drawn: arXiv 2204.06125
-(section 2.2; here its thumbnail, by regression).
+words to reason on: arXiv 1810.02338; cross-attention in a transformer: arXiv 2310.00426 (section 2.3); rectified flow:
+arXiv 2209.03003; the source beside the latents: arXiv 2211.09800 (section 3.2); grounded objects: GLIGEN, arXiv
+2301.07093 (section 4.1; here laid onto the latents instead of attended to); a picture foretold from text before it is
+drawn: arXiv 2204.06125 (section 2.2; here its thumbnail, by regression).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PixArtTransformer2DModel
+from diffusers.models.embeddings import PatchEmbed, get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
@@ -41,25 +42,18 @@ def small_vae(channels: tuple[int, ...] = (16, 32, 64), latents: int = 4) -> dic
     }
 
 
-def small_unet(channels: tuple[int, ...] = (48, 96)) -> dict[str, Any]:
-    """Arguments of a UNet2DConditionModel for small latents: cross-attention on the coarsest grid."""
-    plain = len(channels) - 1
-    return {
-        "block_out_channels": list(channels),
-        "down_block_types": ["DownBlock2D"] * plain + ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"] + ["UpBlock2D"] * plain,
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "attention_head_dim": 2,  # the number of heads, in this class
-    }
+def small_dit(width: int = 144, layers: int = 6) -> dict[str, Any]:
+    """Arguments of a PixArtTransformer2DModel for small latents: 2x2 of them to a token."""
+    heads = 3
+    return {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": width // heads, "patch_size": 2}
 
 
 class FlowLMConfig(PretrainedConfig):
     """Sizes of a FlowLM. image_size in pixels, 16 to a patch; text_length in tokens; separator: the token after which a
     plan begins; first_place, places: the range of the place tokens, which all words follow; things: objects of a plan
     that are laid onto the latents, by grounds channels; sketch_size: hidden units of the sketch; glance: channels of
-    the convolutions before patches; eye: arguments of SceneParserConfig; vae, unet: of diffusers' AutoencoderKL and
-    UNet2DConditionModel, by default those of `small_vae` and `small_unet`."""
+    the convolutions before patches; eye: arguments of SceneParserConfig; vae, dit: of diffusers' AutoencoderKL and
+    PixArtTransformer2DModel, by default those of `small_vae` and `small_dit`."""
 
     model_type = "showtell_flow_lm"
 
@@ -82,7 +76,7 @@ class FlowLMConfig(PretrainedConfig):
         glance: tuple[int, ...] = (32, 64, 96),
         eye: dict[str, Any] | None = None,
         vae: dict[str, Any] | None = None,
-        unet: dict[str, Any] | None = None,
+        dit: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size, self.hidden_size, self.intermediate_size = vocab_size, hidden_size, intermediate_size
@@ -93,7 +87,7 @@ class FlowLMConfig(PretrainedConfig):
         self.embedding_size, self.sketch_size, self.glance = embedding_size, sketch_size, tuple(glance)
         self.eye = {} if eye is None else eye
         self.vae = small_vae() if vae is None else vae
-        self.unet = small_unet() if unet is None else unet
+        self.dit = small_dit() if dit is None else dit
         super().__init__(**kwargs)
 
 
@@ -123,7 +117,7 @@ class Grounding(nn.Module):
 
 class FlowLM(PreTrainedModel):
     """LlamaModel over source patches and tokens, with heads for tokens, embeddings and sketches; SceneParser over
-    images; UNet2DConditionModel over noisy latents.
+    images; PixArtTransformer2DModel over noisy latents.
 
     Images are (n, 3, image_size, image_size) in [-1, 1]; latents (n, 4, image_size / 4, image_size / 4), about unit
     variance; ids (n, length) int64, padded at the end, valid (n, length) bool.
@@ -167,17 +161,30 @@ class FlowLM(PreTrainedModel):
             nn.Linear(width, config.sketch_size), nn.SiLU(), nn.Linear(config.sketch_size, thumbnail)
         )
         self.grounding = Grounding(width, self.latent_size, config.grounds)
-        self.unet = UNet2DConditionModel(
+        self.dit = PixArtTransformer2DModel(
             sample_size=self.latent_size,
             in_channels=2 * self.channels + config.grounds + 3,
             out_channels=self.channels,
-            cross_attention_dim=width,
-            **config.unet,
+            cross_attention_dim=config.dit["num_attention_heads"] * config.dit["attention_head_dim"],
+            caption_channels=width,
+            use_additional_conditions=False,
+            **config.dit,
         )
         self.post_init()
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The parts initialise themselves; the rest keeps PyTorch's own initialisation."""
+        """The parts initialise themselves, and the rest keeps PyTorch's own initialisation; but the transformer's table
+        of positions is in no checkpoint."""
+        if isinstance(module, PatchEmbed):
+            table = get_2d_sincos_pos_embed(
+                module.proj.out_channels,
+                module.height,
+                base_size=module.base_size,
+                interpolation_scale=module.interpolation_scale,
+                output_type="pt",
+            )
+            module.pos_embed.copy_(table[None])
 
     # --- reading and telling ---------------------------------------------------------------------------------------
 
@@ -288,10 +295,10 @@ class FlowLM(PreTrainedModel):
 
         time (n,) in [0, 1]: the share of noise. hidden (n, length, d): text states of `forward`.
         """
-        return self.unet(
+        return self.dit(
             torch.cat([noisy, beside], dim=1),
-            1000 * time,
             encoder_hidden_states=hidden,
+            timestep=1000 * time,
             encoder_attention_mask=valid,
             return_dict=False,
         )[0]

@@ -2,8 +2,10 @@
 
 Every cell of a 16x16 grid says, per size class, whether an object of that size is centred in it, and what it is; so
 objects of different sizes may share a centre (one inside another). Two trunks of different architecture give two
-judges: "conv" (dilated residual convolutions at one resolution) and "unet" (down and up again, with a skip).
-Source of centre-point detection: Objects as Points, arXiv 1904.07850.
+judges: "conv" (dilated residual convolutions at one resolution) and "unet" (down and up again, with a skip). A parser
+may look again, closely, at what it found: a second network sees each object by itself and corrects what the first said.
+Source of centre-point detection: Objects as Points, arXiv 1904.07850; of a second stage that sees crops: Faster R-CNN,
+arXiv 1506.01497 (crops of the picture here, not of features), which corrects by residuals, arXiv 1712.00726.
 """
 
 from __future__ import annotations
@@ -18,15 +20,18 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
 from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES
+from showtell.world.scene import RADIUS
 
 SIZES = len(OBJECT_VALUES["size"])
 OBJECT_HEADS = {name: len(values) for name, values in OBJECT_VALUES.items() if name != "size"}
 GLOBAL_HEADS = {name: len(values) for name, values in SCENE_VALUES.items()}
+POSSIBLE = 0.01  # at which an object deserves a closer look
 _CHANNELS = 1 + 2 + 1 + sum(OBJECT_HEADS.values())  # present, offset, depth, attributes
 
 
 class SceneParserConfig(PretrainedConfig):
-    """Sizes of a SceneParser. trunk: "conv" or "unet"; width and depth of it; letters: of the longest word."""
+    """Sizes of a SceneParser. trunk: "conv" or "unet"; width and depth of it; letters: of the longest word; closer:
+    channels of the network that looks again at single objects, at full, half and quarter resolution; none without."""
 
     model_type = "showtell_scene_parser"
 
@@ -37,9 +42,11 @@ class SceneParserConfig(PretrainedConfig):
         depth: int = 2,
         letters: int = 8,
         image_size: int = 64,
+        closer: tuple[int, ...] = (),
         **kwargs: Any,
     ) -> None:
         self.trunk, self.width, self.depth, self.letters, self.image_size = trunk, width, depth, letters, image_size
+        self.closer = tuple(closer)
         super().__init__(**kwargs)
 
 
@@ -86,6 +93,38 @@ class _UNet(nn.Module):
         return self.merge(torch.cat([fine, self.coarse(fine)], dim=1))
 
 
+class _Closer(nn.Module):
+    """Logits (m, values) of all attributes from crops (m, 3, side, side) and the first network's states (m, width)
+    where the objects are: to be added to the first network's, which begin at zero; and from the crops alone, which only
+    guide training: where the first network is nearly always right, what is left teaches little."""
+
+    side = 32
+
+    def __init__(self, channels: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        first, *others = channels
+        layers: list[nn.Module] = [nn.Conv2d(3, first, 3, padding=1), _Residual(first)]
+        for a, b in zip(channels, others, strict=False):
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), _Residual(b)]
+        self.trunk = nn.Sequential(*layers, nn.GroupNorm(8, channels[-1]), nn.SiLU(), nn.AdaptiveAvgPool2d(2))
+        self.alone = nn.Linear(4 * channels[-1], sum(OBJECT_HEADS.values()))
+        self.out = nn.Linear(4 * channels[-1] + width, sum(OBJECT_HEADS.values()))
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, crops: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.trunk(crops).flatten(1)
+        return self.out(torch.cat([seen, states], dim=1)).float(), self.alone(seen).float()
+
+    def crops(self, images: Tensor, rows: Tensor, place: Tensor, size: Tensor) -> Tensor:
+        """Of images[rows] around place (m, 2), one and a half times as wide as an object of that size class."""
+        half = 1.5 * images.new_tensor(list(RADIUS.values()))[size]
+        axis = (torch.arange(self.side, device=images.device) + 0.5) / self.side * 2 - 1
+        grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
+        grid = 2 * (place[:, None, None] + half[:, None, None, None] * grid) - 1
+        return F.grid_sample(images[rows], grid.to(images), padding_mode="border", align_corners=False)
+
+
 class SceneParser(PreTrainedModel):
     """Images (n, 3, size, size) in [-1, 1] -> dict of predictions, see `forward`."""
 
@@ -105,6 +144,8 @@ class SceneParser(PreTrainedModel):
         self.rows = 16 // self.stride  # words are written within the lowest 16 pixels
         self.word_in = nn.Linear(width * self.rows, width)
         self.word_head = nn.Linear(width * self.grid, config.letters * len(LETTERS))
+        if config.closer:
+            self.closer = _Closer(config.closer, width)
         self.post_init()
         with torch.no_grad():  # most slots are empty: start from there
             last = self.object_head[-1]
@@ -118,7 +159,9 @@ class SceneParser(PreTrainedModel):
         """Per slot (size class x cell; s = 3 * grid * grid of them): present (n, s) logits, place (n, s, 2) in canvas
         units, depth (n, s) with smaller nearer, attributes (n, s, values) logits. Global attributes (n, values), word
         (n, letters, alphabet) logits, features (n, 2 * width)."""
-        cells = self.trunk(images)
+        return self._dense(self.trunk(images))
+
+    def _dense(self, cells: Tensor) -> dict[str, Tensor]:
         n, g = len(cells), self.grid
         maps = self.object_head(cells).float().reshape(n, SIZES, _CHANNELS, g * g).transpose(2, 3).flatten(1, 2)
         axis = (torch.arange(g, device=maps.device) + 0.5) / g
@@ -135,12 +178,30 @@ class SceneParser(PreTrainedModel):
         out["features"] = features.float()
         return out
 
+    def look(
+        self, images: Tensor, cells: Tensor, rows: Tensor, place: Tensor, size: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """(what a closer look adds to the logits of m objects, what it says by itself), per attribute: rows (m,) of
+        their images, place (m, 2), size class (m,); cells: the trunk's states of all images."""
+        column, line = (place * self.grid).long().clamp(0, self.grid - 1).unbind(dim=-1)
+        found = self.closer(self.closer.crops(images, rows, place, size), cells[rows, :, line, column])
+        parts = zip(*(logits.split(list(OBJECT_HEADS.values()), dim=-1) for logits in found), strict=True)
+        return dict(zip(OBJECT_HEADS, parts, strict=True))
+
     @torch.no_grad()
     def probabilities(self, images: Tensor, batch: int = 128) -> Iterator[dict[str, np.ndarray]]:
-        """What `forward` gives, as probabilities, image by image; `data.targets.things` makes objects of it."""
+        """What `forward` gives, as probabilities, image by image, after a closer look at what may be there;
+        `data.targets.things` makes objects of it."""
         for part in images.split(batch):
-            out = self(part.to(self.device, self.dtype))
+            part = part.to(self.device, self.dtype)
+            cells = self.trunk(part)
+            out = self._dense(cells)
             out["present"] = out["present"].sigmoid()
+            rows, slots = (out["present"] > POSSIBLE).nonzero(as_tuple=True)
+            if self.config.closer and len(rows):
+                place, size = out["place"][rows, slots].to(part), slots // self.grid**2
+                for name, (more, _) in self.look(part, cells, rows, place, size).items():
+                    out[name][rows, slots] = out[name][rows, slots] + more
             for name in (*OBJECT_HEADS, *GLOBAL_HEADS, "word"):
                 out[name] = out[name].softmax(dim=-1)
             arrays = {name: value.float().cpu().numpy() for name, value in out.items()}
@@ -152,8 +213,29 @@ class SceneParser(PreTrainedModel):
         return (size * self.grid + cell[..., 1]) * self.grid + cell[..., 0]
 
 
+def closer_loss(
+    model: SceneParser, images: Tensor, truth: dict[str, Tensor], generator: torch.Generator | None, apart: float = 0.01
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of the closer look, the first network as it is: cross-entropy of the corrected attributes, and of what the
+    crops say alone. Objects are seen about as far from their true places (standard deviation `apart`, of the canvas) as
+    they are found."""
+    rows, number = truth["present"].nonzero(as_tuple=True)
+    place, size = (truth[name][rows, number] for name in ("place", "size"))
+    with torch.no_grad():
+        cells = model.trunk(images)
+        out, slots = model._dense(cells), model.slot(place, size)
+    noise = torch.randn(place.shape, generator=generator, device=place.device)
+    looked = model.look(images, cells, rows, (place + apart * noise).clamp(0, 1), size)
+    parts: dict[str, Tensor] = {}
+    for name, (more, alone) in looked.items():
+        wanted = truth[name][rows, number]
+        parts[name] = F.cross_entropy(out[name][rows, slots] + more, wanted)
+        parts[f"{name} alone"] = F.cross_entropy(alone, wanted)
+    return torch.stack(list(parts.values())).sum(), parts
+
+
 def parser_loss(model: SceneParser, images: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of a batch; truth as `showtell.data.targets.targets` makes it."""
+    """Loss of the first network on a batch; truth as `showtell.data.targets.targets` makes it."""
     out, present = model(images), truth["present"].float()
     slots = model.slot(truth["place"], truth["size"])
     found = torch.zeros_like(out["present"]).scatter_reduce(1, slots, present, "amax")

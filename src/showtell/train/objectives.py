@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from showtell.nets.flow_lm import FlowLM
-from showtell.nets.scene_parser import SceneParser, parser_loss
+from showtell.nets.scene_parser import SceneParser, closer_loss, parser_loss
 from showtell.train.bases.attention import plain_attention
 
 if TYPE_CHECKING:
@@ -128,6 +128,12 @@ def drawing_objective(model: FlowLM, batch: Batch, generator: torch.Generator | 
 def parser_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
     """Dense prediction of scenes, see `nets.scene_parser.parser_loss`; `image` uint8, the rest as `data.targets`."""
     loss, parts = parser_loss(model, to_signal(batch["image"]), batch)
+    return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def closer_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
+    """The second look of a parser, see `nets.scene_parser.closer_loss`; the batch as `parser_objective` has it."""
+    loss, parts = closer_loss(model, to_signal(batch["image"]), batch, generator)
     return loss, {name: value.detach() for name, value in parts.items()}
 
 

@@ -120,10 +120,14 @@ def _flow() -> Any:
 
     vae = AutoencoderKL.from_pretrained(folder("vae"), use_safetensors=True)
     sizes = small_vae() | {name: vae.config[name] for name in ("scaling_factor", "shift_factor")}
-    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer), vae=sizes))
-    model.vae.load_state_dict(vae.state_dict())
+    judge, eye = None, {}
     with suppress(ShowtellError):  # its eye is the judge's network, if there is one
-        model.eye.load_state_dict(SceneParser.from_pretrained(folder("judge")).state_dict())
+        judge = SceneParser.from_pretrained(folder("judge"))
+        eye = {name: getattr(judge.config, name) for name in ("trunk", "width", "depth", "letters", "closer")}
+    model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer), vae=sizes, eye=eye))
+    model.vae.load_state_dict(vae.state_dict())
+    if judge is not None:
+        model.eye.load_state_dict(judge.state_dict())
     model.eye.requires_grad_(False)
     return _plain(model)
 
@@ -131,7 +135,7 @@ def _flow() -> Any:
 def _reading() -> Any:
     """A FlowLM whose language model alone is trained: its eye is a parser already."""
     model = _flow()
-    model.unet.requires_grad_(False)
+    model.dit.requires_grad_(False)
     model.grounding.requires_grad_(False)
     return model
 
@@ -147,7 +151,7 @@ def _drawing() -> Any:
         known, own = load_file(folder("bridge") / "model.safetensors"), model.state_dict()
         model.load_state_dict(own | {n: v for n, v in known.items() if n in own and own[n].shape == v.shape})
     model.requires_grad_(False)
-    model.unet.requires_grad_(True)
+    model.dit.requires_grad_(True)
     model.grounding.requires_grad_(True)
     return model
 
@@ -163,6 +167,19 @@ def _parser(**sizes: Any) -> Any:
     from showtell.nets.scene_parser import SceneParser, SceneParserConfig
 
     return SceneParser(SceneParserConfig(**sizes))
+
+
+def _looking() -> Any:
+    """A parser whose closer look alone is trained; its first network is the packaged judge's, or that of --init."""
+    from showtell.nets.scene_parser import SceneParser
+    from showtell.weights import folder
+
+    model = _parser(closer=(32, 48, 64))
+    with suppress(ShowtellError):
+        model.load_state_dict(SceneParser.from_pretrained(folder("judge")).state_dict(), strict=False)
+    model.requires_grad_(False)
+    model.closer.requires_grad_(True)
+    return model
 
 
 def _vae() -> Any:
@@ -195,6 +212,10 @@ RECIPES: dict[str, Recipe] = {
     "judge": Recipe(
         "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
         sources=("scenes,emoji", "scenes"),
+    ),
+    "judge-closer": Recipe(
+        "scene parser, convolutional, and a closer look at each object (--init: of judge)", _looking, _scenes,
+        objectives.closer_objective, 12000, 256, 1e-3, sources=("scenes,emoji", "scenes"),
     ),
     "judge2": Recipe(
         "scene parser, U-shaped, another draw of scenes",
@@ -273,7 +294,8 @@ def run(
 
 
 def _start_from(model: Any, source: Path) -> None:
-    """Loads the weights of another run, leaving out what has another shape. Raises ShowtellError where little fits."""
+    """Loads the weights of another run, leaving out what has another shape. Raises ShowtellError where little fits,
+    neither most of what is trained nor most of what there is."""
     from safetensors.torch import load_file
 
     try:
@@ -283,7 +305,7 @@ def _start_from(model: Any, source: Path) -> None:
     own = model.state_dict()
     fitting = {name: v.float() for name, v in weights.items() if name in own and own[name].shape == v.shape}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    if len(trained & set(fitting)) < 0.9 * len(trained):
+    if len(trained & set(fitting)) < 0.9 * len(trained) and len(fitting) < 0.9 * len(weights):
         missing = min(trained - set(fitting))
         raise ShowtellError(f"cannot start from {source}: it holds another model (no fitting {missing})")
     model.load_state_dict(own | fitting)
