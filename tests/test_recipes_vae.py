@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from showtell.nets.flow_lm import small_vae
-from showtell.train.objectives import autoencoder_objective, reconstruction, word_loss
+from showtell.train.objectives import autoencoder_objective, reconstruction, reply_loss, word_loss
 from showtell.train.recipes import _unit_latents
 
 
@@ -48,6 +48,15 @@ def test_words_are_predicted_only_where_wanted() -> None:
     loss = word_loss(logits, ids, valid, torch.tensor([2, 1]), head)
     assert seen == [3]  # two words of the first row, one of the second
     assert float(loss) == pytest.approx(2 / 3 * math.log(3), abs=1e-5)
+
+
+def test_a_short_reply_counts_as_much_as_a_long_one() -> None:
+    """Two words at log 3 in the first row, one at log 9 in the second: the mean of the two rows' means."""
+    ids = torch.tensor([[0, 1, 2], [0, 1, 0]])
+    wanted = torch.tensor([[False, True, True], [False, True, False]])
+    logits = torch.zeros(2, 3, 3)
+    logits[1, 0, 1] = -math.log(4)  # 1/4 against 1 and 1: a ninth
+    assert float(reply_loss(logits, ids, wanted)) == pytest.approx((math.log(3) + math.log(9)) / 2, abs=1e-5)
 
 
 def test_latents_become_unit_variance() -> None:

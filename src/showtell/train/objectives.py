@@ -59,6 +59,14 @@ def told_loss(states: Tensor, ids: Tensor, wanted: Tensor, head: Head = lambda l
     return F.cross_entropy(head(states[:, :-1][wanted]).float(), ids[:, 1:][wanted])
 
 
+def reply_loss(states: Tensor, ids: Tensor, wanted: Tensor, head: Head = lambda logits: logits) -> Tensor:
+    """As `told_loss`, but every row counts alike, an answer of one word as much as a long caption."""
+    wanted = wanted[:, 1:]
+    each = F.cross_entropy(head(states[:, :-1][wanted]).float(), ids[:, 1:][wanted], reduction="none")
+    share = (1 / wanted.sum(dim=1, keepdim=True).clamp(min=1)).expand(wanted.shape)[wanted]
+    return (each * share).sum() / wanted.any(dim=1).sum().clamp(min=1)
+
+
 def by_length(
     model: FlowLM, ids: Tensor, valid: Tensor, source: Tensor | None = None, parts: int = 3
 ) -> tuple[Tensor | None, Tensor]:
@@ -85,7 +93,7 @@ def reading_objective(model: FlowLM, batch: Batch, generator: torch.Generator | 
         if f"{name}_ids" in batch:
             source = to_signal(batch["look_image"]) if name == "look" else None
             seen, words = by_length(model, batch[f"{name}_ids"], batch[f"{name}_valid"], source)
-            parts[name] = told_loss(words, batch[f"{name}_ids"], batch[f"{name}_wanted"], model.logits)
+            parts[name] = reply_loss(words, batch[f"{name}_ids"], batch[f"{name}_wanted"], model.logits)
     assert seen is not None
     count = len(seen)  # the last prompts say what the pictures show
     ids, valid, hidden = ids[-count:], valid[-count:], hidden[-count:]
