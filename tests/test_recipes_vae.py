@@ -73,3 +73,21 @@ def test_latents_become_unit_variance() -> None:
         z = model.encode(to_signal(torch.from_numpy(images))).latent_dist.mean
     scaled = (z - model.config.shift_factor) * model.config.scaling_factor
     assert abs(float(scaled.mean())) < 0.15 and abs(float(scaled.std()) - 1) < 0.15
+
+
+def test_a_run_starts_from_what_fits(tmp_path) -> None:
+    """A closer look starts from a parser without one; a parser of another width is refused."""
+    from showtell.errors import ShowtellError
+    from showtell.nets.scene_parser import SceneParser, SceneParserConfig
+    from showtell.train.recipes import _start_from
+
+    plain, wider = (SceneParser(SceneParserConfig(width=width, depth=1)) for width in (16, 24))
+    looking = SceneParser(SceneParserConfig(width=16, depth=1, closer=(8, 8))).requires_grad_(False)
+    looking.closer.requires_grad_(True)
+    for name, model in (("plain", plain), ("wider", wider)):
+        model.save_pretrained(tmp_path / name)
+    _start_from(looking, tmp_path / "plain")
+    weights = looking.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in plain.state_dict().items())
+    with pytest.raises(ShowtellError, match="it holds another model"):
+        _start_from(looking, tmp_path / "wider")
