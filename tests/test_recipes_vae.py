@@ -81,7 +81,7 @@ def test_a_run_starts_from_what_fits(tmp_path) -> None:
     from showtell.nets.scene_parser import SceneParser, SceneParserConfig
     from showtell.train.recipes import _start_from
 
-    plain, wider = (SceneParser(SceneParserConfig(width=width, depth=1)) for width in (16, 24))
+    plain, wider = (SceneParser(SceneParserConfig(width=width, depth=1)) for width in (16, 32))
     looking = SceneParser(SceneParserConfig(width=16, depth=1, closer=(8, 8))).requires_grad_(False)
     looking.closer.requires_grad_(True)
     for name, model in (("plain", plain), ("wider", wider)):
