@@ -109,7 +109,7 @@ def write(
     """
     if len(prompts) != len(layouts):
         raise ShowtellError(f"{len(layouts)} layouts for {len(prompts)} prompts; give one each.")
-    layouts = [(words, repaired(words, boxes, moves) if moves else boxes) for words, boxes in layouts]
+    layouts = [(words, repaired(words, boxes, moves, seed=seed) if moves else boxes) for words, boxes in layouts]
     height, width = bridge._size(call.get("height"), call.get("width"))
     drawn = to_pil(np.stack([lettered(*one) for one in layouts]))
     letters = [one.resize((width, height), Image.Resampling.NEAREST) for one in drawn]

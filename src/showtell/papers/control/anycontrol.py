@@ -168,8 +168,9 @@ def experiment(lab: Lab) -> list[Comparison]:
     asked = edges_and_masks(wanted, True, lab.seed)
 
     def new(name: str) -> Control:
-        torch.manual_seed(0)
-        return Control(base, clip, 8, WIDTH, LEVELS, 2, alignment=name != "no alignment")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return Control(base, clip, 8, WIDTH, LEVELS, 2, alignment=name != "no alignment")
 
     def trained(name: str, seed: int) -> Any:
         kinds = (False,) if name == "aligned data alone" else (False, True)
