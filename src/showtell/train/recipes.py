@@ -115,21 +115,35 @@ def _flow() -> Any:
     from diffusers import AutoencoderKL
 
     from showtell.nets.flow_lm import FlowLM, FlowLMConfig, small_vae
-    from showtell.nets.scene_parser import SceneParser
     from showtell.weights import folder
 
     vae = AutoencoderKL.from_pretrained(folder("vae"), use_safetensors=True)
     sizes = small_vae() | {name: vae.config[name] for name in ("scaling_factor", "shift_factor")}
-    judge, eye = None, {}
-    with suppress(ShowtellError):  # its eye is the judge's network, if there is one
-        judge = SceneParser.from_pretrained(folder("judge"))
-        eye = {name: getattr(judge.config, name) for name in ("trunk", "width", "depth", "letters", "closer")}
+    seeing = _eye()
+    names = ("trunk", "width", "depth", "letters", "closer")
+    eye = {} if seeing is None else {name: getattr(seeing.config, name) for name in names}
     model = FlowLM(FlowLMConfig(vocab_size=len(packaged_codec().tokenizer), vae=sizes, eye=eye))
     model.vae.load_state_dict(vae.state_dict())
-    if judge is not None:
-        model.eye.load_state_dict(judge.state_dict())
+    if seeing is not None:
+        model.eye.load_state_dict(seeing.state_dict())
     model.eye.requires_grad_(False)
     return _plain(model)
+
+
+def _eye() -> Any:
+    """The parser that a FlowLM sees with: weights of the name "eye", else the packaged bridge's own, else the judge's
+    network; None where there is none of them."""
+    from showtell.nets.flow_lm import FlowLM
+    from showtell.nets.scene_parser import SceneParser
+    from showtell.weights import folder
+
+    with suppress(ShowtellError):
+        return SceneParser.from_pretrained(folder("eye"))
+    with suppress(ShowtellError):
+        return FlowLM.from_pretrained(folder("bridge")).eye
+    with suppress(ShowtellError):
+        return SceneParser.from_pretrained(folder("judge"))
+    return None
 
 
 def _reading() -> Any:
@@ -213,8 +227,8 @@ RECIPES: dict[str, Recipe] = {
         "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
         sources=("scenes,emoji", "scenes"),
     ),
-    "judge-closer": Recipe(
-        "scene parser, convolutional, and a closer look at each object (--init: of judge)", _looking, _scenes,
+    "eye": Recipe(
+        "the judge's network with a closer look at each object: the bridge's eye (--init: of judge)", _looking, _scenes,
         objectives.closer_objective, 12000, 256, 1e-3, sources=("scenes,emoji", "scenes"),
     ),
     "judge2": Recipe(
