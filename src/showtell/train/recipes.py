@@ -221,7 +221,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "bridge": Recipe(
         "both directions, second half: a denoiser that draws what the language model says (--init: of bridge-words)",
-        _drawing, pictures, objectives.drawing_objective, 20000, 256, 1e-3, True, _BOTH,
+        _drawing, pictures, objectives.drawing_objective, 10000, 64, 1e-3, True, _BOTH, options=diffusion.MUON,
     ),
     "judge": Recipe(
         "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
