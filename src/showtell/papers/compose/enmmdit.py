@@ -13,6 +13,8 @@ Ours: the paper's exact distances, weights, step sizes and thresholds were not t
 takes 3 gradient steps each, masks are Otsu's, they overlap above an IoU of 0.2, and each cell goes to the subject whose
 map is larger. A subject is its noun with its modifiers, as twins differ in these alone. Models that read a prompt by
 one encoder have no text encoder alignment; the base `mmdit` is one, as it has no T5.
+Inconclusive on 64 test prompts of like shapes, 3 seeds: 0.955 of the objects complete, 0.951 by Attend-and-Excite,
+0.945 plainly; counts right 0.77, 0.73, 0.74. The base neglects and mixes little, which leaves nothing to gain.
 """
 
 from __future__ import annotations
