@@ -18,7 +18,7 @@ from showtell.nets.scene_parser import (
     parser_loss,
 )
 from showtell.nets.segments import segment_mask
-from showtell.world import sample
+from showtell.world import Scene, sample
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -141,14 +141,18 @@ def test_slots_of_the_parser_hold_their_objects(trunk: str) -> None:
         assert (slots // model.grid**2 == size).all()
 
 
-def test_parser_loss_is_small_only_for_the_right_scene() -> None:
-    """One small scene is learned by heart; another scene's truth then costs more."""
-    torch.manual_seed(0)
-    scenes = sample(2, 3, objects=1, texture="solid", style="flat")
+def lesson(scenes: list[Scene]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Pictures of scenes, (n, 3, 64, 64) in [-1, 1], and what is to be found in them."""
     from showtell.world import draw
 
     images = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    truth = {name: torch.from_numpy(value) for name, value in targets(scenes).items()}
+    return images, {name: torch.from_numpy(value) for name, value in targets(scenes).items()}
+
+
+def test_parser_loss_is_small_only_for_the_right_scene() -> None:
+    """One small scene is learned by heart; another scene's truth then costs more."""
+    torch.manual_seed(0)
+    images, truth = lesson(sample(2, 3, objects=1, texture="solid", style="flat"))
     one = {name: value[:1] for name, value in truth.items()}
     model = SceneParser(SceneParserConfig(width=16, depth=1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -199,11 +203,7 @@ def test_crops_lie_around_their_objects() -> None:
 
 
 def test_a_closer_look_is_learned_while_the_first_stays() -> None:
-    from showtell.world import draw
-
-    scenes = sample(4, 3, objects=2)
-    images = torch.from_numpy(draw(scenes)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    truth = {name: torch.from_numpy(value) for name, value in targets(scenes).items()}
+    images, truth = lesson(sample(4, 3, objects=2))
     model = looking_parser()
     before, _ = closer_loss(model, images, truth, None, apart=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -492,11 +492,12 @@ def compare(
         found = two_by_two.combine(*chosen, show) if pairs else side_by_side.compare(*chosen, show)
     for name, why in found.left_out.items():
         print(f"{name}: {why}", file=sys.stderr)
-    if out is not None and isinstance(found, two_by_two.Combined):
+    if isinstance(found, side_by_side.SideBySide):
+        if out is not None:
+            side_by_side.plot(found, out)
+    elif out is not None:
         options = f"--task {task} --base {base} --metric {metric} --prompts {prompts} --seeds {seeds} --seed {seed}"
         two_by_two.write(out, [found], f"showtell compare --shelf {shelf} --pairs {options} -o {out}")
-    elif out is not None and isinstance(found, side_by_side.SideBySide):
-        side_by_side.plot(found, out)
     _print(found.record()) if as_json else _table(*found.table())
 
 

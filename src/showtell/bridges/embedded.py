@@ -21,7 +21,7 @@ from showtell import files
 from showtell.bridges.adapter import Adapter
 from showtell.bridges.base import Bridge, Run, Text, as_list, spread
 from showtell.bridges.diffusion import DiffusionBridge
-from showtell.bridges.layout import TokenLayout, attention_calls, self_then_cross
+from showtell.bridges.layout import TokenLayout, self_then_cross
 from showtell.bridges.words import Piece
 from showtell.data.mix import PLAN_LENGTH, Codec
 from showtell.data.signal import signal
@@ -252,8 +252,7 @@ class EmbeddedAdapter(Adapter):
         return self.model.draw(latents, time, text.tokens, text.mask.bool(), text.extra["beside"])
 
     def layout(self, run: Run) -> TokenLayout:
-        grid = self.grid(run, self.denoiser.config.patch_size)
-        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {grid[0] * grid[1]: grid})
+        return self_then_cross(self.denoiser, self.grid(run, self.denoiser.config.patch_size))
 
 
 def _seeds(run: Run) -> list[int]:

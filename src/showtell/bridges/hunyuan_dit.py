@@ -12,7 +12,7 @@ from diffusers.pipelines.hunyuandit import pipeline_hunyuandit as library
 
 from .adapter import Adapter
 from .base import Run, Text
-from .layout import TokenLayout, attention_calls, self_then_cross
+from .layout import TokenLayout, self_then_cross
 from .stable_diffusion import rescaled
 from .words import Piece
 
@@ -120,5 +120,4 @@ class HunyuanDiT(Adapter):
         return self.pipeline.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=keep)
 
     def layout(self, run: Run) -> TokenLayout:
-        height, width = self.grid(run, self.denoiser.config.patch_size)
-        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {height * width: (height, width)})
+        return self_then_cross(self.denoiser, self.grid(run, self.denoiser.config.patch_size))

@@ -4,6 +4,7 @@ technique reads alike.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -104,9 +105,10 @@ def attention_calls(
     return [(name, kind) for name, kind in found if kind is not None]
 
 
-def self_then_cross(name: str, module: Any) -> str:
-    """Kinds of the attentions of blocks that attend to the image (attn1) and then to the text (attn2)."""
-    return "self" if name.endswith("attn1") else "cross"
+def self_then_cross(denoiser: Any, grid: Grid) -> TokenLayout:
+    """Of a transformer whose blocks attend to the image (attn1) and then to the text (attn2), all on one grid."""
+    calls = attention_calls(denoiser, lambda name, _: "self" if name.endswith("attn1") else "cross")
+    return TokenLayout(calls, {math.prod(grid): grid})
 
 
 def halvings(height: int, width: int, levels: int) -> dict[int, Grid]:

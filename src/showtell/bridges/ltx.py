@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from .adapter import Adapter
 from .base import Run, Text, spread
 from .cogvideox import first_frames
-from .layout import Grid, TokenLayout, attention_calls, self_then_cross
+from .layout import Grid, TokenLayout, self_then_cross
 from .stable_diffusion import rescaled
 from .wan import checked_frames
 from .words import Piece
@@ -136,8 +136,7 @@ class LTXVideo(Adapter):
         return self.pipeline._denormalize_latents(latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
 
     def layout(self, run: Run) -> TokenLayout:
-        grid = self.grid(run)
-        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {grid[0] * grid[1] * grid[2]: grid})
+        return self_then_cross(self.denoiser, self.grid(run))
 
 
 class LTXImageToVideo(LTXVideo):

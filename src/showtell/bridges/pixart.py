@@ -12,7 +12,7 @@ from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma as sigma
 from ..errors import ShowtellError
 from .adapter import Adapter
 from .base import Run, Text
-from .layout import TokenLayout, attention_calls, self_then_cross
+from .layout import TokenLayout, self_then_cross
 from .words import Piece
 
 # Height and width that the models were trained at, by sample size; as in the pipelines.
@@ -111,5 +111,4 @@ class PixArt(Adapter):
         return self.pipeline.image_processor.postprocess(pixels, output_type=output_type)
 
     def layout(self, run: Run) -> TokenLayout:
-        height, width = self.grid(run, self.denoiser.config.patch_size)
-        return TokenLayout(attention_calls(self.denoiser, self_then_cross), {height * width: (height, width)})
+        return self_then_cross(self.denoiser, self.grid(run, self.denoiser.config.patch_size))

@@ -183,7 +183,7 @@ class SceneParser(PreTrainedModel):
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """(what a closer look adds to the logits of m objects, what it says by itself), per attribute: rows (m,) of
         their images, place (m, 2), size class (m,); cells: the trunk's states of all images."""
-        column, line = (place * self.grid).long().clamp(0, self.grid - 1).unbind(dim=-1)
+        column, line = self._cell(place).unbind(dim=-1)
         found = self.closer(self.closer.crops(images, rows, place, size), cells[rows, :, line, column])
         parts = zip(*(logits.split(list(OBJECT_HEADS.values()), dim=-1) for logits in found), strict=True)
         return dict(zip(OBJECT_HEADS, parts, strict=True))
@@ -197,19 +197,29 @@ class SceneParser(PreTrainedModel):
             cells = self.trunk(part)
             out = self._dense(cells)
             out["present"] = out["present"].sigmoid()
-            rows, slots = (out["present"] > POSSIBLE).nonzero(as_tuple=True)
-            if self.config.closer and len(rows):
-                place, size = out["place"][rows, slots].to(part), slots // self.grid**2
-                for name, (more, _) in self.look(part, cells, rows, place, size).items():
-                    out[name][rows, slots] = out[name][rows, slots] + more
+            if self.config.closer:
+                self._look_again(part, cells, out)
             for name in (*OBJECT_HEADS, *GLOBAL_HEADS, "word"):
                 out[name] = out[name].softmax(dim=-1)
             arrays = {name: value.float().cpu().numpy() for name, value in out.items()}
             yield from ({name: value[i] for name, value in arrays.items()} for i in range(len(part)))
 
+    def _look_again(self, images: Tensor, cells: Tensor, out: dict[str, Tensor]) -> None:
+        """Corrects the logits of what may be there; out: of `forward`, with probabilities of presence."""
+        rows, slots = (out["present"] > POSSIBLE).nonzero(as_tuple=True)
+        if not len(rows):
+            return
+        place, size = out["place"][rows, slots].to(images), slots // self.grid**2
+        for name, (more, _) in self.look(images, cells, rows, place, size).items():
+            out[name][rows, slots] += more
+
+    def _cell(self, place: Tensor) -> Tensor:
+        """(column, row) of the cell that places (..., 2) in [0, 1] lie in."""
+        return (place * self.grid).long().clamp(0, self.grid - 1)
+
     def slot(self, place: Tensor, size: Tensor) -> Tensor:
         """The slot of an object: place (..., 2) in [0, 1], size class (...)."""
-        cell = (place * self.grid).long().clamp(0, self.grid - 1)
+        cell = self._cell(place)
         return (size * self.grid + cell[..., 1]) * self.grid + cell[..., 0]
 
 

@@ -20,26 +20,17 @@ PLAIN = "plain"
 
 
 @dataclass(frozen=True)
-class Method:
-    """Makes the techniques of a paper, or none, for some prompts and the boxes that they state."""
-
-    paper: Paper | None = None
-
-    def using(self, texts: Sequence[str], layouts: Layouts) -> list[Technique]:
-        return [] if self.paper is None else made(self.paper, {}, texts, layouts)
-
-
-@dataclass(frozen=True)
 class Ground:
-    """texts, layouts: the prompts, and what is where in each. judged: images -> a score each. methods: plain sampling,
-    and all of the shelf that can be made without being told more; left_out: the others -> why."""
+    """texts, layouts: the prompts, and what is where in each. judged: images -> a score each. methods: plain sampling
+    (None) and all papers of the shelf whose techniques can be made without being told more; left_out: the others ->
+    why."""
 
     lab: Lab
     bridge: Any
     texts: list[str]
     layouts: Layouts
     judged: Callable[[Any], Any]
-    methods: dict[str, Method]
+    methods: dict[str, Paper | None]
     left_out: dict[str, str]
 
     @classmethod
@@ -56,20 +47,22 @@ class Ground:
                 f"prompt sets have no metric {metric!r}; use one such as whole, objects, binding, relations"
             )
         layouts = [list(zip(phrases, map(tuple, boxes))) for phrases, boxes in zip(drawn.phrases, drawn.boxes)]
-        methods, left_out = {PLAIN: Method()}, {}
+        methods: dict[str, Paper | None] = {PLAIN: None}
+        left_out: dict[str, str] = {}
         for paper in papers:
             try:
-                Method(paper).using(drawn.texts[:1], layouts[:1])
+                made(paper, {}, drawn.texts[:1], layouts[:1])
             except ShowtellError as error:
                 left_out[paper.slug] = str(error)
             else:
-                methods[paper.slug] = Method(paper)
+                methods[paper.slug] = paper
         return cls(lab, _bridge(lab, base), drawn.texts, layouts, judged, methods, left_out)
 
     def using(self, names: Sequence[str], count: int | None = None) -> list[Technique]:
         """Fresh techniques of these methods, for the first `count` prompts."""
         texts, layouts = self.texts[:count], self.layouts[:count]
-        return [one for name in names for one in self.methods[name].using(texts, layouts)]
+        papers = [paper for name in names if (paper := self.methods[name]) is not None]
+        return [one for paper in papers for one in made(paper, {}, texts, layouts)]
 
     def sample(self, *names: str, seed: int, count: int | None = None) -> Any:
         """Images of the first `count` prompts, with these methods together."""

@@ -89,7 +89,7 @@ def combine(
     """
     ground = Ground.open(shelf, task, base, metric, prompts, seeds, seed, show)
     lab, left_out = ground.lab, ground.left_out
-    code = {n: provenance.code_hash(m.paper.file) if m.paper else "" for n, m in ground.methods.items()}
+    code = {name: provenance.code_hash(paper.file) if paper else "" for name, paper in ground.methods.items()}
     context = f"{base} {task} {metric} {prompts} {seeds} {seed} {sorted(lab.weights.items())}"
 
     def sampled(*names: str) -> tuple[Rows, np.ndarray]:
