@@ -76,7 +76,10 @@ def test_learns_a_linear_map(schedule):
     assert not result.model.training and result.model.weight.dtype is torch.float32
 
 
-def test_bf16_is_autocast_over_float32_weights_and_covers_the_whole_loss():
+@pytest.mark.parametrize("narrow", [True, False])  # float32 where a machine would merely emulate bfloat16
+def test_bf16_is_autocast_over_float32_weights_and_covers_the_whole_loss(monkeypatch, narrow):
+    monkeypatch.setattr("showtell.train.process.computes_in_bfloat16", lambda: narrow)
+    wanted = torch.bfloat16 if narrow else torch.float32
     seen = []
 
     def watch(model, batch, generator):
@@ -85,7 +88,7 @@ def test_bf16_is_autocast_over_float32_weights_and_covers_the_whole_loss():
 
     train(nn.Linear(8, 1), objective=watch, steps=1, precision="bf16")
     train(nn.Linear(8, 1), objective=watch, steps=1, precision="no")
-    assert seen == [(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.float32)]
+    assert seen == [(narrow, wanted, torch.float32), (False, torch.float32, torch.float32)]
 
 
 @pytest.mark.parametrize("ema", [0.3, 0.9])  # soon, and never, at its full decay
@@ -165,6 +168,30 @@ def test_muon_moves_matrices_along_an_orthogonal_direction_and_the_rest_as_adamw
     adamw = moved("adamw")
     assert torch.equal(muon["1.bias"], adamw["1.bias"])
     assert not torch.equal(muon["0.weight"], adamw["0.weight"])
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_muon_rounds_to_bfloat16_only_where_the_machine_computes_in_it(monkeypatch, narrow):
+    monkeypatch.setattr("showtell.train.trainer.computes_in_bfloat16", lambda: narrow)
+    x = torch.from_numpy(make(np.random.default_rng(0), 16)["x"])
+    target = x @ torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+
+    def fitting(model, batch, generator):
+        return (model(x.to(model.weight.dtype)) - target).square().mean(), {}
+
+    torch.manual_seed(0)
+    model = nn.Linear(8, 6, bias=False)
+    again = copy.deepcopy(model).double()
+    train(model, objective=fitting, steps=1, lr=0.1, warmup=0, optimizer="muon", weight_decay=0.0, ema=None)
+    moved = again.weight.detach() - model.weight.detach()
+    # The first step goes along the gradient, orthogonalised by five rounds of a quintic (arXiv 2502.16982, section 2.1).
+    fitting(again, None, None)[0].backward()
+    wanted = again.weight.grad / again.weight.grad.norm()
+    for _ in range(5):
+        gram = wanted @ wanted.T
+        wanted = 3.4445 * wanted + (-4.775 * gram + 2.0315 * gram @ gram) @ wanted
+    error = float((moved / moved.norm() - wanted / wanted.norm()).norm())
+    assert error > 1e-3 if narrow else error < 1e-5
 
 
 def test_muon_continued_is_bit_identical(tmp_path):

@@ -27,7 +27,14 @@ from showtell import files
 from showtell.errors import ShowtellError
 from showtell.train import checkpoint
 from showtell.train.batches import Batch, Batches, Pool, Stream, iterate
-from showtell.train.process import own_accelerator, reporter, seed_everything, stop_signals
+from showtell.train.process import (
+    Wide,
+    computes_in_bfloat16,
+    own_accelerator,
+    reporter,
+    seed_everything,
+    stop_signals,
+)
 
 __all__ = ["QUICK", "Pool", "Stream", "TrainResult", "fit"]
 
@@ -87,10 +94,11 @@ def fit(
 ) -> TrainResult:
     """Trains the parameters that require gradients (they must be float32) for `steps` optimizer steps.
 
-    loss(model, batch, generator) -> (scalar, numbers to log) runs under autocast if precision is "bf16"; its
-    randomness should come from `generator`, which is on the device. batches(index, seed) makes a batch; see
-    `Batches`, `Stream`, `Pool`. The rate rises linearly over `warmup` steps (5 % of all by default) to `lr`,
-    then falls to 0 along a cosine, stays ("constant"), or stays and falls linearly in the last fifth ("wsd").
+    loss(model, batch, generator) -> (scalar, numbers to log) runs under autocast if precision is "bf16" and the
+    machine has such arithmetic (otherwise in float32, since emulating it takes tens of times longer); its randomness
+    should come from `generator`, which is on the device. batches(index, seed) makes a batch; see `Batches`, `Stream`,
+    `Pool`. The rate rises linearly over `warmup` steps (5 % of all by default) to `lr`, then falls to 0 along a
+    cosine, stays ("constant"), or stays and falls linearly in the last fifth ("wsd").
     Norms, biases and embeddings do not decay. `clip` bounds the gradient norm; `accumulate` batches make one
     step. At step n the averaged weights go 1 - min(ema, n / (n + 9)) of the way to the trained ones.
     optimizer: "muon" moves the matrices that decay along the orthogonalised momentum (torch.optim.Muon,
@@ -202,6 +210,7 @@ class _Run:
         self.module = accelerator.prepare(_Step(model, loss, compile))
         self.average = [p.detach().clone() for p in self.trained.values()] if settings["ema"] else []
         self.generator = torch.Generator(accelerator.device)
+        self.narrow = computes_in_bfloat16()
         self.step, self.samples, self.seconds_before = 0, 0, 0.0
         self.start = self.lap = time.perf_counter()
         self.lap_samples = 0
@@ -239,7 +248,8 @@ class _Run:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate() * (MUON_RATE if isinstance(optimizer, torch.optim.Muon) else 1)
-            optimizer.step()
+            with nullcontext() if self.narrow else Wide():
+                optimizer.step()
             optimizer.zero_grad()
         self.step += 1
         if self.average:
