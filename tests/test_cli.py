@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -241,6 +242,26 @@ def test_interruption(run, monkeypatch, picture):
     code, _, err = run("caption", picture)
     assert code == 130
     assert err.strip() == "interrupted"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_collected_while_the_libraries_are_imported(run, bridge, monkeypatch, picture, fails):
+    """Or nearly a third of the time of a short command goes into it."""
+    during = []
+
+    def load():
+        during.append(gc.isenabled())
+        if fails:
+            raise ShowtellError("no such model")
+        return bridge
+
+    monkeypatch.setitem(showtell.__dict__, "load", load)
+    gc.unfreeze()
+    assert run("caption", picture)[0] == 2 * fails
+    assert during == [False]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0  # nor at the exit
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

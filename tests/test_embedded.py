@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ import torch
 from PIL import Image
 
 from showtell import Technique
-from showtell.bridges.embedded import EmbeddedBridge, load_embedded
+from showtell.bridges.embedded import EmbeddedBridge, kept, load_embedded
 from showtell.data.mix import Codec
 from showtell.errors import ShowtellError
-from showtell.nets.flow_lm import FlowLM, FlowLMConfig
+from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Things
+from showtell.train.objectives import to_signal
 from showtell.train.recipes import packaged_codec
-from showtell.world import Scene, SceneObject
+from showtell.world import Scene, SceneObject, draw
+from showtell.world.changes import Change, changed, changes
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -64,19 +67,24 @@ def test_plan_says_what_is_where(codec: Codec) -> None:
 
 def test_what_the_eye_finds_is_what_is_told(bridge: EmbeddedBridge, monkeypatch) -> None:
     """An eye that finds a scene decides what the language model reads; without one it reads the picture's patches."""
-    rows: list[tuple[list[int], bool]] = []
+    rows: list[tuple[list[int], str]] = []
 
     def tell(ids, valid, source, stop, length, choose=None):
-        rows.extend((row[keep].tolist(), source is not None) for row, keep in zip(ids, valid, strict=True))
+        what = "things" if isinstance(source, Things) else "picture"
+        if what == "things":
+            assert source.there.tolist() == [[True] + [False] * 4]
+            assert codec.tokenizer.decode(source.words[0, 0]).strip() == "red ring"
+            assert source.places[0, 0].tolist() == [0.5, 0.25, 0.0]
+        rows.extend((row[keep].tolist(), what) for row, keep in zip(ids, valid, strict=True))
         return [[] for _ in ids]
 
-    scene, codec = Scene((SceneObject("ring", "red", x=0.5, y=0.25),)), bridge.reader.codec
+    scene, codec = Scene((SceneObject("ring", "red", x=0.5, y=0.25),), background="sky"), bridge.reader.codec
     monkeypatch.setattr(bridge.reader, "parse", lambda source: [scene, None])
     monkeypatch.setattr(bridge.model, "tell", tell)
     assert bridge.caption([Image.new("RGB", (64, 64))] * 2) == ["", ""]
     english = codec.caption("en")
-    assert rows[0] == ([*codec.read(codec.plan(scene, mentioned=True)), *english], False)
-    assert rows[1] == ([*codec.read(()), *english], True)
+    assert rows[0] == ([*codec.read(codec.words("sky")), *english], "things")
+    assert rows[1] == ([*codec.read(()), *english], "picture")
 
 
 def test_eyes_see_objects_where_the_language_model_expects_some(bridge: EmbeddedBridge, monkeypatch) -> None:
@@ -99,6 +107,45 @@ def test_eyes_see_objects_where_the_language_model_expects_some(bridge: Embedded
             assert [len(scene.objects) for scene in found] == [1, 1] and found[0].objects[0].size == "medium"
     out[0]["present"][300] = 0.4
     assert bridge.reader.parse(source)[0] is None
+
+
+RING = SceneObject("ring", "red", size="large", x=0.25, y=0.25, depth=0)
+STAR = SceneObject("star", "blue", x=0.75, y=0.75, depth=1)
+
+
+def test_changes_are_written_and_read(codec: Codec) -> None:
+    """Looks by name, objects by number with their place and rank; and what makes no sense is no change."""
+    before = Scene((RING, STAR))
+    after = Scene((replace(RING, colour="green"), SceneObject("oval", "pink", x=0.5, y=0.5, depth=2)), "sky")
+    row = codec.change("do it", changes(before, after))
+    said = codec.tokenizer.decode(row).split("<sep>")[1].split()
+    assert said == ["background", "sky<0>", "green", "ring", "large<16><16><0><1>", "pink", "oval<32><32><1><show>"]
+    made = changed(before, codec.changes(row))
+    assert after.matches(made) and made.objects[0].colour == "green"
+    gone = codec.change("remove the star", [Change(1)])
+    assert codec.tokenizer.decode(gone).endswith("<1> nothing<show>") and codec.changes(gone) == [Change(1)]
+    for nonsense in ([], codec.words("ring"), [codec.special["<3>"]], codec.words("background nowhere"),
+                     [codec.special["<0>"], *codec.words("red"), *[codec.special["<9>"]] * 3]):  # fmt: skip
+        assert codec.changes([*codec.change("do it")[:-1], *nonsense, 0]) == []
+
+
+def test_an_edit_leaves_the_rest_of_the_picture_alone(bridge: EmbeddedBridge, monkeypatch) -> None:
+    """Where the plan changes nothing, the latents that come out are the source's; where it does, they are drawn."""
+    before = Scene((RING, STAR))
+    after = Scene((replace(RING, colour="green"), STAR))
+    monkeypatch.setattr(bridge.reader, "parse", lambda source: [before])
+    monkeypatch.setattr(bridge.reader, "changed", lambda texts, scenes, seeds: [after])
+    picture = draw([before])
+    made = bridge.edit(picture, "make the ring green", num_inference_steps=3, output_type="latent")[0]
+    source = bridge.model.latents_of(to_signal(torch.from_numpy(picture)))[0]
+    stays = torch.from_numpy(kept(before, after, 16)) > 0
+    assert stays[12, 12] and not stays[4, 4] and 0.4 < stays.float().mean() < 0.9
+    assert torch.allclose(made[:, stays], source[:, stays], atol=1e-4)
+    assert (made - source)[:, ~stays].abs().mean() > 0.05
+    shown = bridge.edit(picture, "make the ring green", num_inference_steps=3, output_type="np")[0]
+    assert np.abs(shown[40:, 40:] * 255 - picture[0, 40:, 40:]).max() < 1  # its own pixels, not the autoencoder's
+    assert not kept(before, replace(before, style="sepia"), 16).any()
+    assert kept(before, before, 16).all()
 
 
 def test_text_cannot_smuggle_in_special_tokens(codec: Codec) -> None:

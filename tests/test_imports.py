@@ -150,6 +150,19 @@ def test_importing_is_cheap():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_embedded_model_needs_no_later_rooms_and_no_pipelines():
+    """What takes a second to import and is not used for an image must not come in on the way to it."""
+    heavy = ["diffusers.pipelines", "matplotlib"]
+    heavy += [f"showtell.{room}" for room in ("language", "steer", "train", "measure", "papers", "reproduce")]
+    code = (
+        "import sys, showtell; bridge = showtell.load();"
+        "picture = bridge.generate('a red ring', num_inference_steps=1); bridge.caption(picture);"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_root_names_are_the_ones_listed_here():
     import showtell
 

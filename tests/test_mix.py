@@ -23,21 +23,21 @@ def rows(batch: dict[str, np.ndarray], name: str) -> list[list[int]]:
 
 def test_batches_are_a_function_of_the_generator(made: Mixture) -> None:
     one, two = (made(np.random.default_rng(3), 16) for _ in range(2))
-    assert all(np.array_equal(one[name], two[name]) for name in one)
-    assert not np.array_equal(one["edit_ids"], made(np.random.default_rng(4), 16)["edit_ids"])
+    assert all(np.array_equal(one[name], two[name], equal_nan=name.endswith("places")) for name in one)
+    assert not np.array_equal(one["show_ids"], made(np.random.default_rng(4), 16)["show_ids"])
 
 
 def test_rows_begin_and_end_as_the_models_expect(made: Mixture) -> None:
     batch, special = made(np.random.default_rng(0), 48), made.codec.special
     empty = (made.codec.show(None), made.codec.edit(None))
-    for kind, first in (("show", "<bos>"), ("edit", "<edit>")):
+    for kind, first in (("show", "<bos>"), ("edit" if made.pictures else "change", "<edit>")):
         found = rows(batch, kind)
         assert all(row[0] == special[first] and row[-1] == special["<show>"] for row in found)
         assert all(row.count(special["<sep>"]) == 1 for row in found)
         if kind == "edit":  # what is there stands between the instruction and the plan
             assert all(row.index(special["<show>"]) < row.index(special["<sep>"]) for row in found if row not in empty)
     if not made.pictures:
-        assert not any(row in empty for kind in ("show", "edit") for row in rows(batch, kind))
+        assert not any(row in empty for row in rows(batch, "show"))
         return
     assert [row != empty[0] for row in rows(batch, "show")] == batch["show_told"].tolist()
     assert 0 <= 1 - batch["show_told"].mean() < 0.35
@@ -45,27 +45,46 @@ def test_rows_begin_and_end_as_the_models_expect(made: Mixture) -> None:
 
 
 def test_what_is_told_and_what_is_learned_of_it() -> None:
-    """Replies are learned; what is seen only where a picture is looked at; prompts never."""
+    """Replies are learned, and what an instruction changes; what is seen only where a picture is looked at; prompts
+    never."""
     made = Mixture(packaged_codec(), scenes=True)
     batch, special = made(np.random.default_rng(0), 48), made.codec.special
     openings = [special[name] for name in ("<ask>", "<en>", "<zh>", "<es>", "<bos>")]
     asked: list[int] = []
-    for kind in ("tell", "look"):
-        for row, valid, wanted in zip(rows(batch, kind), batch[f"{kind}_valid"], batch[f"{kind}_wanted"], strict=True):
-            wanted = wanted[valid]
-            assert row[0] == special["<show>"] and not wanted[0]
-            seen = row.index(special["<eos>"])  # the plan ends
-            assert (wanted[1 : seen + 1] == (kind == "look")).all() and row[seen + 1] in openings
-            if row[seen + 1] != special["<ask>"]:
-                assert not wanted[seen + 1] and wanted[seen + 2 :].all()
-                continue
-            answering = False
-            asked.append(row.count(special["<ask>"]))
-            for token, counts in zip(row[seen + 1 :], wanted[seen + 1 :], strict=True):
-                answering &= token != special["<ask>"]
-                assert counts == answering
-                answering |= token == special["<sep>"]
+    for row, valid, wanted in zip(rows(batch, "tell"), batch["tell_valid"], batch["tell_wanted"], strict=True):
+        wanted, seen = wanted[valid], row.index(special["<eos>"])  # what is there ends
+        assert row[0] == special["<show>"] and not wanted[: seen + 2].any() and row[seen + 1] in openings
+        if row[seen + 1] != special["<ask>"]:
+            assert wanted[seen + 2 :].all()
+            continue
+        answering = False
+        asked.append(row.count(special["<ask>"]))
+        for token, counts in zip(row[seen + 1 :], wanted[seen + 1 :], strict=True):
+            answering &= token != special["<ask>"]
+            assert counts == answering
+            answering |= token == special["<sep>"]
     assert max(asked) > 4
+    for row, valid, wanted in zip(rows(batch, "look"), batch["look_valid"], batch["look_wanted"], strict=True):
+        assert row[0] == special["<show>"] and not wanted[0] and wanted[valid][1:].all()
+    for row, valid, wanted in zip(rows(batch, "change"), batch["change_valid"], batch["change_wanted"], strict=True):
+        assert wanted[valid].tolist() == [i > row.index(special["<sep>"]) for i in range(len(row))]
+
+
+def test_things_lie_beside_what_is_told_of_them() -> None:
+    """Rows that are read back from plans see none; of the others every object's words stand in what is told."""
+    made = Mixture(packaged_codec(), scenes=True)
+    batch = made(np.random.default_rng(0), 48)
+    there = ~np.isnan(batch["tell_places"]).any(axis=-1)
+    assert there[:48].any(axis=1).all() and not there[48:].any() and len(there) > 48
+    assert ((batch["tell_places"][there] >= 0) & (batch["tell_places"][there] < 1)).all()
+    english = 0
+    for row, words, seen in zip(rows(batch, "tell"), batch["tell_words"], there, strict=True):
+        if made.codec.special["<en>"] in row:
+            english += 1
+            said = made.codec.text(row)
+            colours = {made.codec.text(one[:1].tolist()) for one in words[seen]}
+            assert all(colour in said for colour in colours)
+    assert english > 5
 
 
 def test_prompts_are_read_back_from_their_plans() -> None:

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from showtell.data.targets import targets
-from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Grounding
+from showtell.data.targets import found, targets
+from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Grounding, Lookup, Relating, Things
 from showtell.nets.image_encoder import ImageEncoder, ImageEncoderConfig, discriminant
 from showtell.nets.scene_parser import (
     OBJECT_HEADS,
     POSSIBLE,
     SceneParser,
     SceneParserConfig,
-    closer_loss,
     parser_loss,
 )
 from showtell.nets.segments import segment_mask
@@ -43,6 +42,8 @@ def test_mask_of_two_words_after_two_source_tokens() -> None:
         [1, 1, 1, 1, 0],  # padding is seen by nobody
     ]
     assert mask.int().tolist() == expected
+    half = segment_mask(2, torch.tensor([[True, True, False]]), torch.tensor([[False, True]]))[0, 0].int().tolist()
+    assert half == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 0], *([0, *row[1:]] for row in expected[2:])]
     assert segment_mask(0, torch.ones(1, 3, dtype=torch.bool))[0, 0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
@@ -109,21 +110,63 @@ def test_words_do_not_see_what_follows(flow: FlowLM) -> None:
     assert not torch.allclose(flow(IDS, VALID, -source)[1][0, :4], before, atol=1e-3)  # they do see the image
 
 
-def test_plain_and_fused_attention_agree(flow: FlowLM) -> None:
-    source = torch.randn(2, 3, 64, 64)
+def things() -> Things:
+    """Two objects in the first picture, of two words and one; one object in the second."""
+    words = torch.tensor([[[5, 6], [7, 0], [0, 0]], [[8, 9], [0, 0], [0, 0]]])
+    places = torch.full((2, 3, 3), torch.nan)
+    places[0, 0], places[0, 1] = torch.tensor([0.2, 0.3, 0.0]), torch.tensor([0.6, 0.9, 0.2])
+    places[1, 0] = torch.tensor([0.5, 0.5, 0.0])
+    return Things(words, places)
+
+
+def test_things_are_read_as_the_sum_of_what_they_are(flow: FlowLM) -> None:
+    """Words in any order, no more objects than there are, and places that count."""
+    found = things()
+    read = flow(IDS, VALID, found)[1][VALID]
+    swapped = flow(IDS, VALID, Things(found.words.flip(-1), found.places))[1][VALID]
+    assert torch.allclose(read, swapped, atol=1e-5)
+    more = Things(torch.cat([found.words, torch.full((2, 1, 2), 3)], 1),
+                  torch.cat([found.places, torch.full((2, 1, 3), torch.nan)], 1))  # fmt: skip
+    shifted = flow.embed_things(more)
+    assert torch.allclose(shifted[:, :3][found.there], flow.embed_things(found)[found.there])
+    other = Things(found.words, found.places + 0.1)
+    assert not torch.allclose(flow(IDS, VALID, other)[1][VALID], read, atol=1e-4)
+    nothing = Things(found.words.clone().fill_(3), found.places * torch.nan)
+    again = Things(found.words, found.places * torch.nan)
+    assert torch.allclose(flow(IDS, VALID, nothing)[1][VALID], flow(IDS, VALID, again)[1][VALID], atol=1e-6)
+
+
+def test_a_word_is_told_of_the_things_that_go_by_it() -> None:
+    """At the start: of those that have this very word, as they are and by number; of nothing otherwise."""
+    torch.manual_seed(0)
+    lookup, book = Lookup(32, 3), torch.randn(9, 32)
+    ids = torch.tensor([[[4, 5, 0], [6, 5, 0], [7, 0, 0]]])  # two things of word 5; the third is not there
+    there = (ids > 0) & torch.tensor([True, True, False])[:, None]
+    things = torch.randn(1, 3, 32)
+    told = lookup(book[torch.tensor([[5, 4, 7, 8]])], book[ids], there, things)[0].detach()
+    one, two = (things[0] + lookup.slot)[:2].detach()
+    for got, wanted in zip(told, (one + two, one, 0 * one, 0 * one), strict=True):
+        assert torch.allclose(got, wanted, atol=0.1)
+
+
+@pytest.mark.parametrize("seen", ["picture", "things"])
+def test_plain_and_fused_attention_agree(flow: FlowLM, seen: str) -> None:
+    source = torch.randn(2, 3, 64, 64) if seen == "picture" else things()
     fused = flow(IDS, VALID, source)[1][VALID]
     flow.backbone.config._attn_implementation = "eager"
     assert torch.allclose(flow(IDS, VALID, source)[1][VALID], fused, atol=1e-5)
 
 
-def test_telling_with_a_cache_is_greedy_decoding(flow: FlowLM) -> None:
+@pytest.mark.parametrize("seen", ["picture", "things"])
+def test_telling_with_a_cache_is_greedy_decoding(flow: FlowLM, seen: str) -> None:
     torch.manual_seed(1)
-    source = torch.randn(2, 3, 64, 64)
+    source = torch.randn(2, 3, 64, 64) if seen == "picture" else things()
     told = flow.tell(IDS, VALID, source, stop=49, length=6)
     for i, words in enumerate(told):
         row = IDS[i : i + 1, : int(VALID[i].sum())]
         for _ in range(6):
-            hidden = flow(row, torch.ones_like(row, dtype=torch.bool), source[i : i + 1])[1]
+            own = source[i : i + 1] if seen == "picture" else source.rows(torch.tensor([i]))
+            hidden = flow(row, torch.ones_like(row, dtype=torch.bool), own)[1]
             row = torch.cat([row, flow.logits(hidden[:, -1]).argmax(-1, keepdim=True)], dim=1)
         greedy = row[0, int(VALID[i].sum()) :].tolist()
         assert words == (greedy[: greedy.index(49)] if 49 in greedy else greedy)
@@ -202,19 +245,24 @@ def test_crops_lie_around_their_objects() -> None:
     torch.testing.assert_close(rows[0, 0, :, 7], wanted - 0.2, atol=1e-4, rtol=0)
 
 
-def test_a_closer_look_is_learned_while_the_first_stays() -> None:
+def test_a_closer_look_is_learned_and_leaves_the_first_alone() -> None:
+    """What the closer look is taught reaches no weight of the first network."""
     images, truth = lesson(sample(4, 3, objects=2))
     model = looking_parser()
-    before, _ = closer_loss(model, images, truth, None, apart=0.0)
+    names = {*(f"{name} closer" for name in OBJECT_HEADS), *(f"{name} alone" for name in OBJECT_HEADS)}
+
+    def lost() -> torch.Tensor:
+        parts = parser_loss(model, images, truth, torch.Generator().manual_seed(0))[1]
+        assert names < set(parts)
+        return torch.stack([parts[name] for name in names]).sum()
+
+    before = float(lost().detach())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(25):
-        loss, _ = closer_loss(model, images, truth, torch.Generator().manual_seed(0))
         optimizer.zero_grad()
-        loss.backward()
+        lost().backward()
         optimizer.step()
-    after, parts = closer_loss(model, images, truth, None, apart=0.0)
-    assert float(after.detach()) < 0.3 * float(before.detach())
-    assert set(parts) == {*OBJECT_HEADS, *(f"{name} alone" for name in OBJECT_HEADS)}
+    assert float(lost().detach()) < 0.3 * before
     assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("closer."))
 
 
@@ -240,3 +288,39 @@ def test_discriminant_by_hand() -> None:
     vectors = discriminant(means, np.diag([100.0, 0.01]), size=2, ridge=0.0)
     assert abs(vectors[1, 0]) > 100 * abs(vectors[0, 0])
     assert np.allclose(vectors.T @ np.diag([100.0, 0.01]) @ vectors, np.eye(2))
+
+
+def test_things_are_told_how_the_others_lie_to_them() -> None:
+    """Of every other thing that is there, by its place as seen from them; of themselves nothing."""
+    torch.manual_seed(0)
+    relating, places = Relating(32, hidden=16), torch.full((1, 4, 3), torch.nan)
+    places[0, :3] = torch.rand(3, 3)
+    things = torch.randn(1, 4, 32)
+    told = relating(things, Things(torch.ones(1, 4, 1).long(), places))
+    moved = relating(things, Things(torch.ones(1, 4, 1).long(), places + 0.1))
+    assert torch.allclose(told[:, :3], moved[:, :3], atol=1e-3)  # only differences of places count
+    alone = relating(things[:, :1], Things(torch.ones(1, 1, 1).long(), places[:, :1]))
+    assert not alone.any() and told[0, 0].abs().sum() > 0
+    pairs = [relating(things[:, [0, j]], Things(torch.ones(1, 2, 1).long(), places[:, [0, j]]))[0, 0] for j in (1, 2)]
+    assert torch.allclose(told[0, 0], sum(pairs), atol=1e-5)
+
+
+def claims(*held: tuple[int, float, float, float]) -> dict[str, np.ndarray]:
+    """What a parser says of one picture: (size class, probability, x, y) of a few slots, nothing of the others."""
+    present, place = np.zeros(3 * 256, np.float32), np.zeros((3 * 256, 2), np.float32)
+    for number, (size, probability, x, y) in enumerate(held):
+        present[256 * size + number], place[256 * size + number] = probability, (x, y)
+    return {"present": present, "place": place}
+
+
+def test_claims_to_one_object_count_together() -> None:
+    """On the border of two cells, or of two sizes; but not of things apart, nor a small one inside a large one."""
+    halves = claims((1, 0.42, 0.5, 0.5), (1, 0.4, 0.51, 0.5))
+    assert found(halves, least=0) == [256]  # the likelier says where
+    sizes = claims((1, 0.3, 0.5, 0.5), (2, 0.35, 0.5, 0.52))
+    assert found(sizes, least=0) == [2 * 256 + 1]
+    assert found(claims((1, 0.42, 0.2, 0.5), (1, 0.4, 0.5, 0.5)), least=0) == []
+    assert found(claims((0, 0.95, 0.5, 0.5), (2, 0.9, 0.5, 0.5)), least=0) == [0, 2 * 256 + 1]
+    assert found(claims((1, 0.1, 0.5, 0.5))) == [256] and found(claims((1, 0.1, 0.5, 0.5)), least=0) == []
+    many = claims(*((0, 0.9 - 0.01 * i, 0.1 + 0.1 * i, 0.5) for i in range(7)))
+    assert len(found(many, least=0)) == 5

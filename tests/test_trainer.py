@@ -184,7 +184,7 @@ def test_muon_rounds_to_bfloat16_only_where_the_machine_computes_in_it(monkeypat
     again = copy.deepcopy(model).double()
     train(model, objective=fitting, steps=1, lr=0.1, warmup=0, optimizer="muon", weight_decay=0.0, ema=None)
     moved = again.weight.detach() - model.weight.detach()
-    # The first step goes along the gradient, orthogonalised by five rounds of a quintic (arXiv 2502.16982, section 2.1).
+    # The first step goes along the gradient, orthogonalised by five rounds of a quintic: arXiv 2502.16982, section 2.1.
     fitting(again, None, None)[0].backward()
     wanted = again.weight.grad / again.weight.grad.norm()
     for _ in range(5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -203,7 +204,10 @@ def score(
 
     _said(text, "text", "say what the image should show")
     pixels = _images([image])
-    [value] = showtell.score(pixels, [text])
+    with _uncollected():
+        _quiet()
+        judge = showtell.score
+    [value] = judge(pixels, [text])
     scene = _scene_or_none(text)
     parts: Mapping[str, Any] | None = None
     if scene is not None:
@@ -261,6 +265,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="The recipe's own by default.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's own by default.")] = None,
     init: Annotated[Path | None, typer.Option(help="Folder of weights to start from instead of random ones.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -269,7 +274,8 @@ def train(
 
     _folder_out(out)
     try:
-        recipes.run(name, data=data, out=out, resume=resume, steps=steps, batch=batch, init=init, seed=seed)
+        rate: dict[str, Any] = {} if lr is None else {"lr": lr}
+        recipes.run(name, data=data, out=out, resume=resume, steps=steps, batch=batch, init=init, seed=seed, **rate)
     except KeyboardInterrupt:
         print("stopped early; --resume goes on from there", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -545,8 +551,25 @@ def _load(model: str | None) -> Bridge:
     """The bridge, loaded without the libraries' own progress bars."""
     import showtell
 
-    _quiet()
-    return showtell.load() if model is None else showtell.load(model)
+    with _uncollected():
+        _quiet()
+        if model is None:
+            return showtell.load()
+    return showtell.load(model)  # may be large: what loading leaves behind is freed as usual
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """For imports, which make most of a million objects that stay to the end: looking through them for garbage again
+    and again, and once more at the exit, takes nearly a third of a short command's time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()
 
 
 def _quiet() -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
@@ -28,17 +29,18 @@ from showtell.data.signal import signal
 from showtell.data.targets import found, scenery, things
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
-from showtell.nets.flow_lm import FlowLM
+from showtell.nets.flow_lm import FlowLM, Things
 from showtell.nets.segments import picked
 from showtell.pictures import to_pil
 from showtell.weights import folder
 from showtell.world import Scene
+from showtell.world.changes import changed, changes
 from showtell.world.language import LANGUAGES
 
 LONGEST = 80  # tokens of a prompt, question or instruction
 TOLD = 48  # tokens of a caption or an answer
 PLANS = 4  # drafts of a plan
-PLAN_TEMPERATURE = 0.4  # below 1: places vary, facts rarely do; chosen on validation prompts
+PLAN_TEMPERATURE = 0.25  # below 1: places vary, facts rarely do; chosen on validation prompts
 
 
 class Reader:
@@ -72,21 +74,27 @@ class Reader:
         Of several drafts of a prompt's plan the one is kept from which the prompt is likeliest to be read back (a noisy
         channel, arXiv 1611.02554).
         """
-        special = self.codec.special
-        drafts = drafts if all(row[0] == special["<bos>"] for row in rows) else 1
+        drafts = drafts if all(row[0] == self.codec.special["<bos>"] for row in rows) else 1
+        made = self._planned([row for row in rows for _ in range(drafts)], None, seeds, drafts)
+        if drafts == 1:
+            return made
+        tried = [made[i : i + drafts] for i in range(0, len(made), drafts)]
+        return [own[int(k)] for own, k in zip(tried, self._agreement(made).view(-1, drafts).argmax(dim=1), strict=True)]
+
+    def _planned(
+        self, rows: Sequence[list[int]], source: Things | None, seeds: Sequence[int], drafts: int = 1
+    ) -> list[list[int]]:
+        """The rows, ending in <show>, with what is drawn from the model before that token; a seed for so many rows."""
+        show = self.codec.special["<show>"]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def choose(logits: Tensor) -> Tensor:
             uniform = torch.cat([torch.rand(drafts, 1, generator=g) for g in generators]).to(logits.device)
             return picked((logits.float() / PLAN_TEMPERATURE).softmax(dim=-1), uniform)
 
-        begun = [row[:-1] for row in rows for _ in range(drafts)]
-        plans = self.model.tell(*self.tensors(begun), None, special["<show>"], PLAN_LENGTH, choose)
-        made = [[*row, *plan[:PLAN_LENGTH], special["<show>"]] for row, plan in zip(begun, plans, strict=True)]
-        if drafts == 1:
-            return made
-        tried = [made[i : i + drafts] for i in range(0, len(made), drafts)]
-        return [own[int(k)] for own, k in zip(tried, self._agreement(made).view(-1, drafts).argmax(dim=1), strict=True)]
+        begun = [row[:-1] for row in rows]
+        plans = self.model.tell(*self.tensors(begun), source, show, PLAN_LENGTH, choose)
+        return [[*row, *plan[:PLAN_LENGTH], show] for row, plan in zip(begun, plans, strict=True)]
 
     @torch.no_grad()
     def _agreement(self, rows: Sequence[list[int]]) -> Tensor:
@@ -95,6 +103,17 @@ class Reader:
         ids, valid, wanted = (torch.from_numpy(part).to(self.model.device) for part in told)
         log = self.model.logits(self.model(ids, valid)[1][:, :-1]).float().log_softmax(dim=-1)
         return (log.gather(2, ids[:, 1:, None])[..., 0] * wanted[:, 1:]).sum(dim=1)
+
+    def changed(self, texts: Sequence[str], scenes: Sequence[Scene], seeds: Sequence[int]) -> list[Scene]:
+        """The scenes as instructions leave them, as the model says what changes."""
+        rows = [self.codec.change(text) for text in texts]
+        made = self._planned(rows, self.things(scenes), seeds)
+        return [changed(scene, self.codec.changes(row)) for scene, row in zip(scenes, made, strict=True)]
+
+    def things(self, scenes: Sequence[Scene]) -> Things:
+        """The objects of scenes as the language model reads them."""
+        padded = self.codec.pad_things([self.codec.things(scene) for scene in scenes])
+        return Things(*(torch.from_numpy(part).to(self.model.device) for part in padded))
 
     @torch.no_grad()
     def parse(self, source: Tensor) -> list[Scene | None]:
@@ -125,14 +144,14 @@ class Reader:
     def _tell(self, prompts: Sequence[Sequence[int]], source: Tensor) -> list[str]:
         """The reply to each prompt: from what the eye finds, or else from the picture's patches."""
         scenes = self.parse(source)
-        plans = [self.codec.plan(scene, mentioned=True) if scene else [] for scene in scenes]
-        rows = [[*self.codec.read(plan), *prompt] for plan, prompt in zip(plans, prompts, strict=True)]
+        facts = [self.codec.scenery(scene) if scene else [] for scene in scenes]
+        rows = [[*self.codec.read(there), *prompt] for there, prompt in zip(facts, prompts, strict=True)]
         told = [""] * len(rows)
         for parsed in (True, False):
             which = [i for i, scene in enumerate(scenes) if (scene is not None) == parsed]
             if which:
+                looked = self.things([scene for i in which if (scene := scenes[i])]) if parsed else source[which]
                 ids, valid = self.tensors([rows[i] for i in which])
-                looked = None if parsed else source[which]
                 replies = self.model.tell(ids, valid, looked, self.codec.special["<eos>"], TOLD)
                 for i, reply in zip(which, replies, strict=True):
                     told[i] = self.codec.text(reply)
@@ -234,25 +253,73 @@ class EmbeddedAdapter(Adapter):
             return
         rows = self._rows(run.prompts, **options)
         if source is not None:
-            codec = self.reader.codec
-            for row, scene in zip(rows, self.reader.parse(source), strict=True):
-                if scene is not None:
-                    split = codec.split(row)
-                    row[split:split] = [codec.special["<show>"], *codec.plan(scene)]
-        if planned:
+            self._plan_changes(run, rows, source, planned)
+        elif planned:
             rows = self.reader.plan(rows, _seeds(run))
         run.text = replace(self._read(rows, source), make_empty=run.text.make_empty)
         if run.negative is not None and source is not None:
             negative = self._read(self._rows(run.negative_prompts or [None] * len(rows), **options), source)
             run.negative = replace(negative, make_empty=run.negative.make_empty)
 
+    def _plan_changes(self, run: Run, rows: list[list[int]], source: Tensor, planned: bool) -> None:
+        """Writes into the rows what is there and what shall be; notes where the picture stays as it is."""
+        codec, split = self.reader.codec, self.reader.codec.split
+        parsed = self.reader.parse(source)
+        seen = [i for i, scene in enumerate(parsed) if scene is not None]
+        before = [scene for scene in parsed if scene is not None]
+        keep = torch.zeros(len(rows), 1, *(self.model.latent_size,) * 2, device=self.device)
+        if planned and seen:
+            seeds = _seeds(run)
+            after = self.reader.changed([run.prompts[i] for i in seen], before, [seeds[i] for i in seen])
+        else:
+            after = before
+        for i, was, shall in zip(seen, before, after, strict=True):
+            there = [codec.special["<show>"], *codec.plan(was)]
+            k = split(rows[i])
+            rows[i] = [*rows[i][:k], *there, *rows[i][k:-1], *(codec.plan(shall) if planned else ()), rows[i][-1]]
+            if planned:
+                keep[i] = torch.from_numpy(kept(was, shall, self.model.latent_size))
+        run.own["kept"] = keep, self.model.latents_of(source), source
+
     def predict(self, run: Run, latents: Tensor, timestep: Tensor, text: Text) -> Tensor:
         assert text.mask is not None
         time = (timestep.to(latents) / 1000).expand(len(latents))
-        return self.model.draw(latents, time, text.tokens, text.mask.bool(), text.extra["beside"])
+        velocity = self.model.draw(latents, time, text.tokens, text.mask.bool(), text.extra["beside"])
+        return velocity if "kept" not in run.own else self._keeping(run, velocity, latents, time)
+
+    def _keeping(self, run: Run, velocity: Tensor, latents: Tensor, time: Tensor) -> Tensor:
+        """The velocity that leads to the source's latents where an edit changes nothing."""
+        keep, clean = (part.repeat(len(latents) // len(part), 1, 1, 1) for part in run.own["kept"][:2])
+        return torch.where(keep > 0, (latents - clean) / time[:, None, None, None], velocity)
+
+    def decode(self, run: Run, latents: Tensor, output_type: str) -> Any:
+        """As `Adapter.decode`; where an edit changes nothing, the source's own pixels, with a soft border."""
+        if "kept" not in run.own:
+            return super().decode(run, latents, output_type)
+        keep, _, source = run.own["kept"]
+        pixels = self.pipeline.vae.decode(self.unscale(latents), return_dict=False)[0]
+        stays = torch.nn.functional.interpolate(keep, size=source.shape[-2:], mode="bilinear").to(pixels)
+        blended = stays * source + (1 - stays) * pixels
+        return self.pipeline.image_processor.postprocess(blended.detach(), output_type=output_type)
 
     def layout(self, run: Run) -> TokenLayout:
         return self_then_cross(self.denoiser, self.grid(run, self.denoiser.config.patch_size))
+
+
+def kept(before: Scene, after: Scene, grid: int) -> np.ndarray:
+    """(grid, grid) float32, 1 where the picture of a scene stays as it is: away from every object that changes, by two
+    cells more than it reaches; nowhere where the scene's looks change."""
+    made = changes(before, after)
+    if any(change.look for change in made):
+        return np.zeros((grid, grid), np.float32)
+    old, new = ({(*o.facts, o.x, o.y): o for o in scene.objects} for scene in (before, after))
+    moving = [old[key] for key in old.keys() - new.keys()] + [new[key] for key in new.keys() - old.keys()]
+    middle = (np.arange(grid) + 0.5) / grid
+    stays = np.ones((grid, grid), bool)
+    for thing in moving:
+        reach = thing.radius + 1.5 / grid
+        stays &= np.hypot(middle[None] - thing.x, middle[:, None] - thing.y) > reach
+    return stays.astype(np.float32)
 
 
 def _seeds(run: Run) -> list[int]:

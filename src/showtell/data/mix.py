@@ -1,9 +1,9 @@
 """The training mixture of a model that maps both ways: scenes, emoji or a user's folder, as batches of arrays.
 
 Of words (what the language model learns): show, prompts and the plans that follow (what is where, in words and place
-tokens); tell, what is where and then a caption in one of three languages, an answer, or the prompt; edit,
-instructions, what is there, and what shall be; look, pictures and what is told of them, row i showing what the last
-rows of show say.
+tokens); tell, the things of a scene and then a caption in one of three languages, or answers; or a plan and then its
+prompt; change, the things of a scene, an instruction and what it changes; look, pictures and what is told of them, row
+i showing what the last rows of show say.
 Of pictures (what the denoiser learns): show, with its pictures; edit, with pictures before and after.
 Every part is padded to its longest row.
 """
@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from showtell.world import Scene, draw, sample
+from showtell.world import Scene, SceneError, SceneObject, draw, sample
+from showtell.world.changes import Change, changes, ranks
 from showtell.world.edits import Edit, edits
 from showtell.world.language import LANGUAGES
 from showtell.world.questions import questions
+from showtell.world.scene import BACKGROUNDS, COLOURS, MAX_OBJECTS, SHAPES, SIZES, STATES, STYLES, TEXTURES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,6 +36,7 @@ SHOW_LENGTH, TELL_LENGTH, EDIT_LENGTH, PLAN_LENGTH = 40, 112, 24, 48  # tokens t
 _LANGUAGE_WEIGHTS = (80, 10, 10)
 _SHOW_STYLES = (("plain", "terse", "detailed", "paraphrase"), (65, 10, 5, 20))
 _BARE = {"texture": "solid", "state": "whole", "rotation": 0, "style": "flat", "light": "even"}
+_LOOKS = {"background": BACKGROUNDS, "style": STYLES}  # that an instruction may change
 _FACES: tuple[tuple[dict[str, Any], int], ...] = (
     # how scenes are sampled, and how often: the default world, and plainer ones with more to relate
     ({}, 40),
@@ -43,6 +47,40 @@ _FACES: tuple[tuple[dict[str, Any], int], ...] = (
 
 
 Told = tuple[list[int], list[int]]  # tokens, and 1 for those that are to be predicted
+Thing = tuple[list[int], tuple[float, float, float]]  # an object's words, and its place: x, y, rank / MAX_OBJECTS
+GONE = "nothing"  # what an object is changed to that is taken away
+
+
+def described(thing: SceneObject) -> str:
+    """An object's facts in words, colour and shape first; usual values stay unsaid."""
+    turn = {0: "", 90: "right", 180: "down", 270: "left"}[thing.rotation]
+    said = (thing.size, thing.texture, thing.state, turn)
+    usual = ("medium", "solid", "whole", "")
+    return " ".join([thing.colour, thing.shape, *(a for a, b in zip(said, usual, strict=True) if a != b)])
+
+
+_FACTS: dict[str, tuple[str, Any]] = {
+    value: (name, value)
+    for name, values in (("colour", COLOURS), ("shape", SHAPES), ("size", SIZES), ("texture", TEXTURES),
+                         ("state", STATES))
+    for value in values
+} | {"right": ("rotation", 90), "down": ("rotation", 180), "left": ("rotation", 270)}  # fmt: skip
+
+
+def _change(index: int | None, text: str, places: Sequence[int]) -> Iterator[Change]:
+    """The change that these words mean, if any; places: x, y and rank."""
+    if index is None:
+        look, _, value = text.partition(" ")
+        if value in _LOOKS.get(look, ()):
+            yield Change(look=look, value=value)
+        return
+    if text == GONE:
+        yield Change(index)
+    facts = dict(_FACTS[word] for word in text.split() if word in _FACTS)
+    if len(places) == 3 and {"shape", "colour"} <= set(facts):
+        x, y = ((v + 0.5) / PLACES for v in places[:2])
+        with suppress(SceneError):
+            yield Change(index, SceneObject(**facts, x=round(x, 4), y=round(y, 4), depth=places[2]))
 
 
 class Codec:
@@ -81,20 +119,64 @@ class Codec:
     def plan(self, scene: Scene, mentioned: bool = False) -> list[int]:
         """What is where: the scene's own facts, then each object from far to near, with its place as two tokens; or the
         objects as the scene mentions them, with a third token for their rank in depth. Default values stay unsaid."""
+        row = self.scenery(scene)
+        for thing in scene.objects if mentioned else sorted(scene.objects, key=lambda o: -o.depth):
+            row += [*self.words(described(thing)), *self._place(thing)]
+            if mentioned:
+                row.append(self.special[f"<{ranks(scene.objects)[scene.objects.index(thing)].depth}>"])
+        return row
+
+    def scenery(self, scene: Scene) -> list[int]:
+        """The words for background, style, light and what is written, where they are not the usual ones."""
         plain = ("white", "flat", "even", "")
         facts = (scene.background, scene.style, scene.light, scene.word)
-        row = self.words(" ".join(value for value, usual in zip(facts, plain, strict=True) if value != usual))
-        near = sorted(scene.objects, key=lambda o: o.depth)
-        for thing in scene.objects if mentioned else near[::-1]:
-            turn = {0: "", 90: "right", 180: "down", 270: "left"}[thing.rotation]
-            said = (thing.size, thing.texture, thing.state, turn)
-            usual = ("medium", "solid", "whole", "")
-            more = [a for a, b in zip(said, usual, strict=True) if a != b]
-            row += self.words(" ".join([thing.colour, thing.shape, *more]))
-            row += [self.special[f"<{min(int(v * PLACES), PLACES - 1)}>"] for v in (thing.x, thing.y)]
-            if mentioned:
-                row.append(self.special[f"<{next(i for i, o in enumerate(near) if o is thing)}>"])
-        return row
+        return self.words(" ".join(value for value, usual in zip(facts, plain, strict=True) if value != usual))
+
+    def things(self, scene: Scene) -> list[Thing]:
+        """The objects as the scene mentions them, each by itself."""
+        return [
+            (self.words(described(o)), (o.x, o.y, o.depth / MAX_OBJECTS)) for o in ranks(scene.objects)[:MAX_OBJECTS]
+        ]
+
+    def _place(self, thing: SceneObject) -> list[int]:
+        return [self.special[f"<{min(int(v * PLACES), PLACES - 1)}>"] for v in (thing.x, thing.y)]
+
+    def change(self, text: str, made: Sequence[Change] = ()) -> list[int]:
+        """An instruction, and what it changes: looks of the scene by name and value; objects by number, each with its
+        words, its place and its rank in depth as it shall be, or GONE."""
+        row = [self.special["<edit>"], *self.words(text), self.special["<sep>"]]
+        for one in made:
+            if one.index is None:
+                row += self.words(f"{one.look} {one.value}")
+                continue
+            row += [self.special[f"<{one.index}>"], *self.words(GONE if one.thing is None else described(one.thing))]
+            if one.thing is not None:
+                row += [*self._place(one.thing), self.special[f"<{one.thing.depth}>"]]
+        return [*row, self.special["<show>"]]
+
+    def changes(self, row: Sequence[int]) -> list[Change]:
+        """What a row says after its instruction, as far as it makes sense."""
+        first = self.special["<0>"]
+        made, words, places, index = list[Change](), list[int](), list[int](), None
+
+        def end() -> None:
+            nonlocal words, places, index
+            made.extend(_change(index, self.text(words), places))
+            words, places, index = [], [], None
+
+        for token in row[self.split(row) + 1 : -1]:
+            place = token - first if first <= token < first + PLACES else None
+            if place is None:
+                words.append(token)
+            elif index is not None and words and self.text(words) != GONE:
+                places.append(place)
+                if len(places) == 3:
+                    end()
+            else:
+                end()
+                index = place
+        end()
+        return made
 
     def back(self, row: Sequence[int]) -> Told:
         """The prompt of a row of `show`, to be predicted from its plan: how well a plan says what was asked for."""
@@ -121,6 +203,16 @@ class Codec:
             ids[i, : len(row)] = row
         lengths = np.array([len(row) for row in rows])
         return ids, np.arange(length) < lengths[:, None]
+
+    def pad_things(self, things: Sequence[Sequence[Thing]]) -> tuple[np.ndarray, np.ndarray]:
+        """(words (n, MAX_OBJECTS, length) int64, places (n, MAX_OBJECTS, 3)), see `nets.flow_lm.Things`."""
+        length = max((len(words) for row in things for words, _ in row), default=1)
+        words = np.zeros((len(things), MAX_OBJECTS, length), np.int64)
+        places = np.full((len(things), MAX_OBJECTS, 3), np.nan, np.float32)
+        for i, row in enumerate(things):
+            for j, (said, place) in enumerate(row):
+                words[i, j, : len(said)], places[i, j] = said, place
+        return words, places
 
     def pad_told(self, told: Sequence[Told]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(ids, valid) as `pad`, and wanted (n, length) bool: what is to be predicted."""
@@ -157,11 +249,11 @@ def scenes_like(rng: np.random.Generator, count: int, split: str = "train") -> l
 class Mixture:
     """Callable (rng, batch size) -> batch, for `train.trainer.Stream`. Parts of the mixture: "scenes", "emoji", pairs.
 
-    pictures: of pictures, otherwise of words (see above). tell, look: pictures told of, and looked at, per prompt; most
-    of the latter are no scenes. asked: questions about a scene, one after the other: to find an answer in what is there
-    is learned late, and from many questions. drop: share of prompts to draw that are replaced by the empty one (for
-    classifier-free guidance). unplanned: share of them whose plan is left out. noisy: share of looked-at pictures with
-    noise on them, so that the model knows its own and others' imperfect pictures.
+    pictures: of pictures, otherwise of words (see above). Of words, a batch of n has n scenes that are told of, and so
+    many times n prompts with their plans (show), instructions (change) and pictures that are looked at, most of them no
+    scenes (look). asked: questions about a scene, one after the other. drop: share of prompts to draw that are replaced
+    by the empty one (for classifier-free guidance). unplanned: share of them whose plan is left out. noisy: share of
+    looked-at pictures with noise on them, so that the model knows its own and others' imperfect pictures.
     """
 
     def __init__(
@@ -174,7 +266,8 @@ class Mixture:
         pictures: bool = False,
         emoji_share: float = 0.4,
         edit_share: float = 0.2,
-        tell: float = 1.0,
+        show: float = 0.4,
+        change: float = 0.4,
         look: float = 0.4,
         asked: int = 6,
         drop: float = 0.1,
@@ -186,7 +279,7 @@ class Mixture:
         self.drop, self.noisy, self.unplanned = drop, noisy, unplanned
         self.scenes, self.edit_share = scenes, edit_share if scenes else 0.0
         self.asked = asked
-        self.tell, self.look = tell, look if scenes else 1.0
+        self.show, self.change, self.look = show, change * scenes, look if scenes else 1.0
         self.shares = {"scenes": float(scenes), "emoji": float(emoji is not None), "pairs": float(bool(pairs))}
         if scenes and emoji is not None:
             self.shares |= {"scenes": 1 - emoji_share, "emoji": emoji_share}
@@ -195,21 +288,26 @@ class Mixture:
 
     def __call__(self, rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
         pick = random.Random(int(rng.integers(2**62)))
-        batch = self._drawn(rng, pick, size) if self.pictures else self._said(rng, pick, size)
-        if self.edit_share:
-            batch |= self._edits(rng, pick, round(size * self.edit_share))
-        return batch
+        if not self.pictures:
+            return self._said(rng, pick, size)
+        batch = self._drawn(rng, pick, size)
+        return batch | self._edits(rng, pick, round(size * self.edit_share)) if self.edit_share else batch
 
     def _said(self, rng: np.random.Generator, pick: random.Random, size: int) -> dict[str, np.ndarray]:
-        """Words: prompts and plans, what is told, and pictures that are looked at."""
+        """Words: prompts and plans, what is told and changed, and pictures that are looked at."""
         scenes = scenes_like(rng, size, self.split) if self.scenes else []
-        shown = [self._prompt(pick, scene, planned=True) for scene in scenes]
+        shown = [
+            self._prompt(pick, scene, planned=True) for scene in pick.sample(scenes, round(len(scenes) * self.show))
+        ]
         starts = [self.codec.split(row) for row in shown]
         batch: dict[str, np.ndarray] = {}
         if scenes:
-            told = [self._told(pick, scene) for scene in scenes[: round(size * self.tell)]]
-            told += [self.codec.back(row) for row in shown[: size // 4]]
+            told = [self._told(pick, scene.canonical()) for scene in scenes]
+            told += (back := [self.codec.back(row) for row in shown[: size // 8]])
             batch |= zip(("tell_ids", "tell_valid", "tell_wanted"), self.codec.pad_told(told), strict=True)
+            things = [self.codec.things(scene.canonical()) for scene in scenes] + [[]] * len(back)
+            batch |= zip(("tell_words", "tell_places"), self.codec.pad_things(things), strict=True)
+            batch |= self._changes(rng, pick, round(size * self.change)) if self.change else {}
         rows, told, images, spoilt = self._mixed(rng, pick, max(1, round(size * self.look)))
         for row, (reply, _) in zip(rows, told, strict=True):
             nothing = reply[1] == self.codec.special["<eos>"]  # there is nothing to plan, and that is to be learned
@@ -249,7 +347,8 @@ class Mixture:
         scenes = scenes_like(rng, count, self.split)
         images = draw(scenes)
         show = [self._prompt(pick, scene, self.pictures and pick.random() > self.unplanned) for scene in scenes]
-        return show, [self._told(pick, scene, seen=True) for scene in scenes], images, self._spoil(rng, images)
+        seen = [self._reply(self.codec.plan(scene.canonical(), mentioned=True), ()) for scene in scenes]
+        return show, seen, images, self._spoil(rng, images)
 
     def _prompt(self, pick: random.Random, scene: Scene, planned: bool) -> list[int]:
         from showtell.world.language import STYLES
@@ -263,13 +362,13 @@ class Mixture:
                 break
         return self.codec.show(text, self.codec.plan(scene)[:PLAN_LENGTH] if planned else ())
 
-    def _told(self, pick: random.Random, scene: Scene, seen: bool = False) -> Told:
+    def _told(self, pick: random.Random, scene: Scene) -> Told:
+        """What is told of a scene's things: answers, or a caption."""
         language = pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0]
-        scene = scene.canonical()
-        there = self.codec.plan(scene, mentioned=True)
-        asked = questions(scene, pick, n=self.asked, language=language) if pick.random() < 0.5 else []
+        asked = questions(scene, pick, n=self.asked, language=language) if pick.random() < 0.6 else []
         talk = [(self.codec.ask(one.question), one.answer) for one in asked]
-        return self._reply(there, talk or [(self.codec.caption(language), scene.caption(language))], seen)
+        talk = talk or [(self.codec.caption(language), scene.caption(language))]
+        return self._reply(self.codec.scenery(scene), talk, seen=False)
 
     def _reply(self, there: Sequence[int], talk: Sequence[tuple[list[int], str]], seen: bool = True) -> Told:
         """A row, and 1 where a token is to be predicted: the replies, and where the picture is `seen`, what is there.
@@ -319,21 +418,33 @@ class Mixture:
             tell.append(self._reply((), [(self.codec.caption("en"), self.codec.text(words))]))
         return show, tell, images, self._spoil(rng, images)
 
-    def _edits(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
+    def _changes(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
+        made = self._edited(rng, pick, count)
+        rows = [self.codec.change(self._instruction(pick, e), changes(e.before, e.after)) for e in made]
+        wanted = [[int(i > self.codec.split(row)) for i in range(len(row))] for row in rows]
+        told = self.codec.pad_told(list(zip(rows, wanted, strict=True)))
+        batch = dict(zip(("change_ids", "change_valid", "change_wanted"), told, strict=True))
+        things = self.codec.pad_things([self.codec.things(edit.before) for edit in made])
+        return batch | dict(zip(("change_words", "change_places"), things, strict=True))
+
+    def _edited(self, rng: np.random.Generator, pick: random.Random, count: int) -> list[Edit]:
         made: list[Edit] = []
         while len(made) < count:  # a few scenes have no room for the edit drawn
-            made += [e for scene in scenes_like(rng, count - len(made), self.split) for e in edits(scene, pick, n=1)]
-        dropped = rng.random(count) < self.drop * self.pictures
+            for scene in scenes_like(rng, count - len(made), self.split):
+                made += edits(scene.canonical(), pick, n=1)
+        return made
+
+    def _instruction(self, pick: random.Random, edit: Edit) -> str:
+        text = edit.text(pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0])
+        return text if len(self.codec.words(text)) <= EDIT_LENGTH else edit.text("en")
+
+    def _edits(self, rng: np.random.Generator, pick: random.Random, count: int) -> dict[str, np.ndarray]:
+        made = self._edited(rng, pick, count)
+        dropped = rng.random(count) < self.drop
         rows = []
         for edit, drop in zip(made, dropped, strict=True):
-            text = edit.text(pick.choices(LANGUAGES, _LANGUAGE_WEIGHTS)[0])
-            if len(self.codec.words(text)) > EDIT_LENGTH:
-                text = edit.text("en")
             there, plan = (self.codec.plan(scene)[:PLAN_LENGTH] for scene in (edit.before, edit.after))
-            rows.append(self.codec.edit(None) if drop else self.codec.edit(text, plan, there))
+            rows.append(self.codec.edit(None) if drop else self.codec.edit(self._instruction(pick, edit), plan, there))
         ids, valid = self.codec.pad(rows)
-        batch = {"edit_ids": ids, "edit_valid": valid, "edit_start": np.array([self.codec.split(row) for row in rows])}
-        if not self.pictures:
-            return batch
         images = draw([edit.before for edit in made] + [edit.after for edit in made])
-        return batch | {"edit_source": images[:count], "edit_target": images[count:]}
+        return {"edit_ids": ids, "edit_valid": valid, "edit_source": images[:count], "edit_target": images[count:]}

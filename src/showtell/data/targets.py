@@ -29,6 +29,7 @@ OBJECT_VALUES: dict[str, Sequence[Any]] = {
 }  # fmt: skip
 SCENE_VALUES: dict[str, Sequence[str]] = {"background": BACKGROUNDS, "style": STYLES, "light": LIGHTS}
 LETTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+CLAIMS = 48  # slots that are looked at, the likeliest
 _INDEX = {name: {v: i for i, v in enumerate(values)} for name, values in (OBJECT_VALUES | SCENE_VALUES).items()}
 
 
@@ -60,17 +61,23 @@ def targets(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
 
 
 def found(out: dict[str, np.ndarray], least: int = 1) -> list[int]:
-    """The slots (size class x cell) that hold an object, likeliest first: those of probability 0.5 and more, at least
-    `least`. out: one image's probabilities, see `nets.scene_parser.SceneParser.forward`. Overlapping claims to one
-    object (same place, same size) are settled by probability."""
-    size = len(out["present"]) // len(SIZES)
+    """The slots (size class x cell) that hold an object, likeliest first, at least `least`. out: one image's
+    probabilities, see `nets.scene_parser.SceneParser.forward`.
+
+    An object on the border of two cells is claimed by both, each with a part of the probability, and so is one that may
+    be of two sizes: an object is there where all claims to it (same place, sizes that cannot lie inside one another)
+    amount to 0.5, and the likeliest of them says where.
+    """
+    present, size = out["present"], len(out["present"]) // len(SIZES)
+    open_claims = [int(i) for i in np.argsort(-present)[:CLAIMS]]
     slots: list[int] = []
-    for i in np.argsort(-out["present"])[:24]:
-        if len(slots) >= least and (out["present"][i] < 0.5 or len(slots) == MAX_OBJECTS):
-            break
-        if all(distinct(out, int(i), j, size) for j in slots):
-            slots.append(int(i))
-    return slots
+    while open_claims and len(slots) < MAX_OBJECTS:
+        best = open_claims[0]
+        claims = [i for i in open_claims if i == best or not distinct(out, i, best, size)]
+        open_claims = [i for i in open_claims if i not in claims]
+        if len(slots) < least or present[claims].sum() >= 0.5:
+            slots.append(best)
+    return sorted(slots, key=lambda i: -present[i])
 
 
 def things(out: dict[str, np.ndarray], slots: Sequence[int]) -> list[SceneObject]:

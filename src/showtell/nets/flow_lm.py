@@ -1,12 +1,13 @@
 """One model for both directions: a language model that plans and tells, an eye, and a denoiser that draws.
 
-The language model reads text, and of a picture what the eye has parsed (a SceneParser: its objects, in words and place
-tokens) or, where there is nothing of the kind, sixteen tokens of patches. Before it draws, it plans, in the same words;
-where there is nothing to place, it sketches: the mean thumbnail of what the text means. A transformer then turns noise
-into latents of a KL autoencoder, attending to the language model's states, with plan, sketch and, for edits, the
-source's latents beside them.
+The language model reads text, and of a picture what the eye (a SceneParser) has found, a token for each object, of
+which the words that name it are told (`Lookup`); or, where there is nothing of the kind, sixteen tokens of patches.
+Before it draws, it plans, in words and place tokens; where there is nothing to place, it sketches: the mean thumbnail
+of what the text means. A transformer then turns noise into latents of a KL autoencoder, attending to the language
+model's states, with plan, sketch and, for edits, the source's latents beside them.
 Source: a denoiser on a language model's states: arXiv 2505.09568 (section 3); a picture as its parsed objects, for
-words to reason on: arXiv 1810.02338; cross-attention in a transformer: arXiv 2310.00426 (section 2.3); rectified flow:
+words to reason on: arXiv 1810.02338, and its objects as the sum of what they are: arXiv 1908.02265 (section 3, boxes
+added to features); cross-attention in a transformer: arXiv 2310.00426 (section 2.3); rectified flow:
 arXiv 2209.03003; the source beside the latents: arXiv 2211.09800 (section 3.2); grounded objects: GLIGEN, arXiv
 2301.07093 (section 4.1; here laid onto the latents instead of attended to); a picture foretold from text before it is
 drawn: arXiv 2204.06125 (section 2.2; here its thumbnail, by regression).
@@ -15,7 +16,7 @@ drawn: arXiv 2204.06125 (section 2.2; here its thumbnail, by regression).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, PixArtTransformer2DModel
@@ -91,6 +92,27 @@ class FlowLMConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+class Things(NamedTuple):
+    """What was found in pictures: words (n, k, w) of k objects each, as token ids, 0 beyond an object's last; places
+    (n, k, 3) as (x, y, rank in depth / k), NaN where there is no object."""
+
+    words: Tensor
+    places: Tensor
+
+    def rows(self, index: Tensor) -> Things:
+        """Those of some pictures, by index (m,)."""
+        return Things(self.words[index], self.places[index])
+
+    @property
+    def there(self) -> Tensor:
+        """(n, k) bool."""
+        return ~self.places.isnan().any(dim=-1)
+
+
+Source = Tensor | Things
+"""What the language model reads of pictures: their pixels, or what was found in them."""
+
+
 class Grounding(nn.Module):
     """What a plan says, laid onto a grid: each object adds a function of its words and its offset to every cell."""
 
@@ -113,6 +135,63 @@ class Grounding(nn.Module):
         hidden = nn.functional.silu(self.words(things)[:, :, None] + self.offset(features))
         hidden = nn.functional.silu(self.mix(hidden)) * there[:, :, None, None]
         return self.out(hidden.sum(dim=1)).transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+
+
+class Relating(nn.Module):
+    """What each thing is told of every other: how it lies to it, and which it is. A relation network, arXiv 1706.01427
+    (equation 1), summed over the other things."""
+
+    def __init__(self, width: int, hidden: int = 96, waves: int = 5) -> None:
+        super().__init__()
+        self.waves = waves
+        self.apart = nn.Linear(wide(waves), hidden)
+        self.self, self.other = (nn.Linear(width, hidden, bias=False) for _ in range(2))
+        self.out = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, things: Tensor, source: Things) -> Tensor:
+        """(n, k, d), to be added to things (n, k, d)."""
+        places, there = source.places.nan_to_num(), source.there
+        apart = waved(places[:, :, None] - places[:, None], self.waves).to(things.dtype)  # (n, k, k, features)
+        pairs = self.apart(apart) + self.self(things)[:, :, None] + self.other(things)[:, None]
+        others = there[:, None] & ~torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
+        return self.out((nn.functional.silu(pairs) * others[..., None]).sum(dim=2))
+
+
+def waved(values: Tensor, waves: int) -> Tensor:
+    """(..., m) -> (..., m * (1 + 2 * waves)): the values, and sines and cosines of them at doubling frequencies."""
+    angles = values[..., None] * torch.pi * 2.0 ** torch.arange(waves, device=values.device)
+    return torch.cat([values[..., None], angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def wide(waves: int) -> int:
+    """Features that `waved` makes of a place in three dimensions."""
+    return 3 * (1 + 2 * waves)
+
+
+class Lookup(nn.Module):
+    """What each word of a text is told of the things in a picture that go by this word: their sum, and which they are.
+
+    A word matches a thing where its embedding is near that of a word of the thing (at the start, the same word). To
+    attend to the few things among many words, as to everything else, is learned too late: from half a million prompts
+    it was not. Aligned embeddings and exact matches as features: arXiv 1704.00051, section 3.2.
+    """
+
+    def __init__(self, width: int, things: int) -> None:
+        super().__init__()
+        self.match = nn.Linear(width, width, bias=False)
+        self.bring = nn.Linear(width, width, bias=False)
+        nn.init.eye_(self.match.weight)
+        nn.init.eye_(self.bring.weight)
+        self.slot = nn.Parameter(0.13 * torch.randn(things, width))  # about as loud as a word
+        self.sharpness, self.least = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.tensor(0.75))
+
+    def forward(self, text: Tensor, words: Tensor, there: Tensor, things: Tensor) -> Tensor:
+        """(n, length, d), to be added to the words of a text: text (n, length, d), words (n, k, w, d) of things and
+        whether they are there (n, k, w), things (n, k, d)."""
+        asked = nn.functional.normalize(self.match(text), dim=-1)
+        cosine = torch.einsum("nld,nkwd->nlkw", asked, nn.functional.normalize(words, dim=-1))
+        matches = (torch.sigmoid(self.sharpness * (cosine - self.least)) * there[:, None]).amax(dim=-1)
+        return matches.to(things.dtype) @ (self.bring(things) + self.slot[: things.shape[1]])
 
 
 class FlowLM(PreTrainedModel):
@@ -153,6 +232,10 @@ class FlowLM(PreTrainedModel):
         )  # fmt: skip
         self.glance_in = nn.Linear(config.glance[-1] * (16 // 2 ** len(config.glance)) ** 2, width)
         self.place = nn.Parameter(0.02 * torch.randn(self.grid**2, width))
+        self.waves = 5
+        self.thing_place = nn.Linear(wide(self.waves), width, bias=False)
+        nn.init.normal_(self.thing_place.weight, std=0.02)  # no louder than a word, or it drowns the words
+        self.lookup, self.relating = Lookup(width, config.things), Relating(width)
         self.image_embedding = nn.Linear(width, config.embedding_size, bias=False)
         self.text_embedding = nn.Linear(width, config.embedding_size, bias=False)
         self.temperature = nn.Parameter(torch.tensor(2.0))  # log of the contrastive scale
@@ -200,24 +283,42 @@ class FlowLM(PreTrainedModel):
         patch = cells.shape[-1] // self.grid
         return self.glance_in(nn.functional.unfold(cells, patch, stride=patch).transpose(1, 2)) + self.place
 
-    def _run(self, ids: Tensor, valid: Tensor, source: Tensor | None, cache: DynamicCache | None = None) -> Tensor:
-        parts = [self.backbone.embed_tokens(ids)]
-        if source is not None:
+    def embed_things(self, source: Things) -> Tensor:
+        """(n, k, d): of each object the sum of its words, of its place, of its number, and of how others lie to it."""
+        words = self.backbone.embed_tokens(source.words) * (source.words > 0)[..., None]
+        where = waved(source.places.nan_to_num(), self.waves).to(words.dtype)
+        things = words.sum(dim=2) + self.thing_place(where) + self.lookup.slot[: words.shape[1]]
+        return things + self.relating(things, source)
+
+    def embed_text(self, ids: Tensor, source: Source | None) -> Tensor:
+        """(n, length, d): tokens, each with what it names among the things that were found."""
+        text = self.backbone.embed_tokens(ids)
+        if not isinstance(source, Things):
+            return text
+        there = (source.words > 0) & source.there[..., None]
+        return text + self.lookup(text, self.backbone.embed_tokens(source.words), there, self.embed_things(source))
+
+    def _run(self, ids: Tensor, valid: Tensor, source: Source | None, cache: DynamicCache | None = None) -> Tensor:
+        parts, there = [self.embed_text(ids, source)], None
+        if isinstance(source, Things):
+            parts.insert(0, self.embed_things(source))
+            there = source.there
+        elif source is not None:
             parts.insert(0, self.embed_source(source))
-        image = 0 if source is None else self.grid**2
+        image = 0 if source is None else parts[0].shape[1]
         first = self.grid**2 - image  # words have the same positions whether there is an image or not
         return self.backbone(
             inputs_embeds=torch.cat(parts, dim=1),
-            attention_mask=for_attention(self.backbone, segment_mask(image, valid), self.dtype),
+            attention_mask=for_attention(self.backbone, segment_mask(image, valid, there), self.dtype),
             position_ids=torch.arange(first, first + image + ids.shape[1], device=ids.device)[None],
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
 
-    def forward(self, ids: Tensor, valid: Tensor, source: Tensor | None = None) -> tuple[Tensor | None, Tensor]:
-        """Hidden states: (of the source image (n, grid * grid, d) | None, of the text (n, length, d))."""
-        hidden = self._run(ids, valid, source)
-        return (None if source is None else hidden[:, : self.grid**2]), hidden[:, -ids.shape[1] :]
+    def forward(self, ids: Tensor, valid: Tensor, source: Source | None = None) -> tuple[Tensor | None, Tensor]:
+        """Hidden states: (of the source (n, its tokens, d) | None, of the text (n, length, d))."""
+        hidden, text = self._run(ids, valid, source), ids.shape[1]
+        return (None if source is None else hidden[:, :-text]), hidden[:, -text:]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits; the output matrix is the embedding matrix."""
@@ -236,7 +337,7 @@ class FlowLM(PreTrainedModel):
         self,
         ids: Tensor,
         valid: Tensor,
-        source: Tensor | None,
+        source: Source | None,
         stop: int,
         length: int,
         choose: Callable[[Tensor], Tensor] = greedy,
@@ -244,7 +345,8 @@ class FlowLM(PreTrainedModel):
         """Continuation of each row (greedy, or as `choose` picks from logits) until `stop` or `length` new tokens."""
         cache = DynamicCache()
         hidden = self._run(ids, valid, source, cache)[:, -ids.shape[1] :]
-        return tell(self, cache, hidden, valid, self.grid**2, stop, length, choose)
+        there = source.there if isinstance(source, Things) else None
+        return tell(self, cache, hidden, valid, self.grid**2, stop, length, choose, there, source)
 
     # --- drawing ---------------------------------------------------------------------------------------------------
 

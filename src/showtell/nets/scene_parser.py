@@ -223,30 +223,46 @@ class SceneParser(PreTrainedModel):
         return (size * self.grid + cell[..., 1]) * self.grid + cell[..., 0]
 
 
-def closer_loss(
-    model: SceneParser, images: Tensor, truth: dict[str, Tensor], generator: torch.Generator | None, apart: float = 0.01
+def parser_loss(
+    model: SceneParser, images: Tensor, truth: dict[str, Tensor], generator: torch.Generator | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of the closer look, the first network as it is: cross-entropy of the corrected attributes, and of what the
+    """Loss of a batch, of the first network and of the closer look where there is one; truth as
+    `showtell.data.targets.targets` makes it."""
+    cells = model.trunk(images)
+    out = model._dense(cells)
+    parts = _first_look(model, out, truth)
+    if model.config.closer:
+        parts |= _closer_look(model, images, cells.detach(), out, truth, generator)
+    return torch.stack(list(parts.values())).sum(), parts
+
+
+def _closer_look(
+    model: SceneParser,
+    images: Tensor,
+    cells: Tensor,
+    out: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    generator: torch.Generator | None,
+    apart: float = 0.01,
+) -> dict[str, Tensor]:
+    """Cross-entropy of the attributes as the closer look corrects them, the first network as it is, and of what the
     crops say alone. Objects are seen about as far from their true places (standard deviation `apart`, of the canvas) as
     they are found."""
     rows, number = truth["present"].nonzero(as_tuple=True)
     place, size = (truth[name][rows, number] for name in ("place", "size"))
-    with torch.no_grad():
-        cells = model.trunk(images)
-        out, slots = model._dense(cells), model.slot(place, size)
+    slots = model.slot(place, size)
     noise = torch.randn(place.shape, generator=generator, device=place.device)
     looked = model.look(images, cells, rows, (place + apart * noise).clamp(0, 1), size)
     parts: dict[str, Tensor] = {}
     for name, (more, alone) in looked.items():
         wanted = truth[name][rows, number]
-        parts[name] = F.cross_entropy(out[name][rows, slots] + more, wanted)
+        parts[f"{name} closer"] = F.cross_entropy(out[name].detach()[rows, slots] + more, wanted)
         parts[f"{name} alone"] = F.cross_entropy(alone, wanted)
-    return torch.stack(list(parts.values())).sum(), parts
+    return parts
 
 
-def parser_loss(model: SceneParser, images: Tensor, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of the first network on a batch; truth as `showtell.data.targets.targets` makes it."""
-    out, present = model(images), truth["present"].float()
+def _first_look(model: SceneParser, out: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, Tensor]:
+    present = truth["present"].float()
     slots = model.slot(truth["place"], truth["size"])
     found = torch.zeros_like(out["present"]).scatter_reduce(1, slots, present, "amax")
     each = F.binary_cross_entropy_with_logits(out["present"], found, reduction="none")
@@ -268,4 +284,4 @@ def parser_loss(model: SceneParser, images: Tensor, truth: dict[str, Tensor]) ->
     for name in GLOBAL_HEADS:
         parts[name] = F.cross_entropy(out[name], truth[name])
     parts["word"] = F.cross_entropy(out["word"].flatten(0, 1), truth["word"].flatten())
-    return torch.stack(list(parts.values())).sum(), parts
+    return parts

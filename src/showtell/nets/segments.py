@@ -10,15 +10,17 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 
-def segment_mask(image: int, valid: Tensor) -> Tensor:
-    """Bool (n, 1, length, length), True where a row may attend to a column: causal, bidirectional within the image.
+def segment_mask(image: int, valid: Tensor, there: Tensor | None = None) -> Tensor:
+    """Bool (n, 1, length, length), True where a row may attend to a column: causal, bidirectional within the source.
 
-    image: tokens of the source image, 0 where there is none; valid (n, text): False at padding, which nobody sees.
+    image: tokens of the source, 0 where there is none; valid (n, text): False at padding, which nobody sees; there
+    (n, image): False at source tokens that stand for nothing, which nobody but themselves sees.
     """
     order = torch.arange(image + valid.shape[1], device=valid.device)
     allowed = (order[:, None] >= order) | (order < image)
-    keys = torch.cat([valid.new_ones(len(valid), image), valid], dim=1)
-    return (allowed & keys[:, None])[:, None]
+    keys = torch.cat([valid.new_ones(len(valid), image) if there is None else there, valid], dim=1)
+    itself = (order[:, None] == order) & (order < image)
+    return ((allowed & keys[:, None]) | itself)[:, None]
 
 
 def omni_mask(blocks: Tensor, valid: Tensor) -> Tensor:
@@ -64,24 +66,27 @@ def tell(
     stop: int,
     length: int,
     choose: Callable[[Tensor], Tensor],
+    there: Tensor | None = None,
+    source: Any = None,
 ) -> list[list[int]]:
     """Continuation of each row until `stop` or `length` new tokens, after a prefix of source image (if any) and words.
 
-    hidden (n, text, d): states of the words; valid (n, text): False at padding. image: tokens of a source image,
-    whether there is one or not. choose: logits (n, vocabulary) -> tokens (n,). The model has `logits`, `backbone` and
-    a `text_length` that the words and their continuation keep within.
+    hidden (n, text, d): states of the words; valid (n, text): False at padding. image: the position of the first word.
+    choose: logits (n, vocabulary) -> tokens (n,). there (n, source tokens): as in `segment_mask`, all without. source:
+    what `embed_text` of the model takes beside tokens. The model has `logits`, `backbone` and a `text_length` that the
+    words and their continuation keep within.
     """
     n, start = len(valid), valid.sum(dim=1)
     token = choose(model.logits(hidden[torch.arange(n, device=valid.device), start - 1]))
     told, done = [token], token == stop
     seen = cache.get_seq_length() - valid.shape[1]
-    keys = torch.cat([valid.new_ones(n, seen), valid], dim=1)
+    keys = torch.cat([valid.new_ones(n, seen) if there is None else there, valid], dim=1)
     for step in range(min(length, model.config.text_length - int(start.max())) - 1):
         if bool(done.all()):
             break
         keys = torch.cat([keys, valid.new_ones(n, 1)], dim=1)
         last = model.backbone(
-            inputs_embeds=model.backbone.embed_tokens(token)[:, None],
+            inputs_embeds=model.embed_text(token[:, None], source),
             attention_mask=for_attention(model.backbone, keys[:, None, None], model.dtype),
             position_ids=(image + start + step)[:, None],
             past_key_values=cache,

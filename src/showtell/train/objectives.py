@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from showtell.nets.flow_lm import FlowLM
-from showtell.nets.scene_parser import SceneParser, closer_loss, parser_loss
+from showtell.nets.flow_lm import FlowLM, Source, Things
+from showtell.nets.scene_parser import SceneParser, parser_loss
 from showtell.train.bases.attention import plain_attention
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def reply_loss(states: Tensor, ids: Tensor, wanted: Tensor, head: Head = lambda 
 
 
 def by_length(
-    model: FlowLM, ids: Tensor, valid: Tensor, source: Tensor | None = None, parts: int = 3
+    model: FlowLM, ids: Tensor, valid: Tensor, source: Source | None = None, parts: int = 3
 ) -> tuple[Tensor | None, Tensor]:
     """As model(ids, valid, source), in parts of rows of about the same length: less is spent on padding."""
     lengths = valid.sum(dim=1)
@@ -76,7 +76,8 @@ def by_length(
     found = []
     for rows in order.chunk(parts):
         longest = int(lengths[rows].max())
-        seen, hidden = model(ids[rows, :longest], valid[rows, :longest], None if source is None else source[rows])
+        own = source.rows(rows) if isinstance(source, Things) else None if source is None else source[rows]
+        seen, hidden = model(ids[rows, :longest], valid[rows, :longest], own)
         found.append((seen, F.pad(hidden, (0, 0, 0, length - longest))))
     back = order.argsort()
     all_seen = None if source is None else torch.cat([seen for seen, _ in found if seen is not None])[back]
@@ -84,15 +85,15 @@ def by_length(
 
 
 def reading_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """What a FlowLM's language model learns: plans of prompts and instructions, words about plans and pictures,
-    sketches by regression, embeddings by contrast. See `data.mix` for the batch, of words."""
+    """What a FlowLM's language model learns: plans of prompts, words about things and pictures, what instructions
+    change, sketches by regression, embeddings by contrast. See `data.mix` for the batch, of words."""
     ids, valid, start = (batch[f"show_{name}"] for name in ("ids", "valid", "start"))
     _, hidden = by_length(model, ids, valid)
     parts = {"plan": word_loss(hidden, ids, valid, start + 1, model.logits)}
-    for name in ("tell", "look"):
+    for name in ("tell", "change", "look"):
         if f"{name}_ids" in batch:
-            source = to_signal(batch["look_image"]) if name == "look" else None
-            seen, words = by_length(model, batch[f"{name}_ids"], batch[f"{name}_valid"], source)
+            read = to_signal(batch["look_image"]) if name == "look" else _things(batch, name)
+            seen, words = by_length(model, batch[f"{name}_ids"], batch[f"{name}_valid"], read)
             parts[name] = reply_loss(words, batch[f"{name}_ids"], batch[f"{name}_wanted"], model.logits)
     assert seen is not None
     count = len(seen)  # the last prompts say what the pictures show
@@ -102,12 +103,13 @@ def reading_objective(model: FlowLM, batch: Batch, generator: torch.Generator | 
     clean = to_signal(batch["look_clean"])
     thumbnail = F.adaptive_avg_pool2d(clean, model.latent_size)
     parts["sketch"] = (model.sketch(hidden, valid.sum(dim=1) - 1).float() - thumbnail).square().mean()
-    if "edit_ids" in batch:
-        ids, valid, start = (batch[f"edit_{name}"] for name in ("ids", "valid", "start"))
-        parts["edit"] = word_loss(by_length(model, ids, valid)[1], ids, valid, start + 1, model.logits)
-    weights = {"plan": 0.5, "tell": 0.5, "look": 0.5, "contrast": 0.05, "sketch": 2.0, "edit": 0.15}
+    weights = {"plan": 0.5, "tell": 1.0, "change": 0.5, "look": 0.5, "contrast": 0.05, "sketch": 2.0}
     loss = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return loss, {name: value.detach() for name, value in parts.items()}
+
+
+def _things(batch: Batch, name: str) -> Things:
+    return Things(batch[f"{name}_words"], batch[f"{name}_places"])
 
 
 def drawing_objective(model: FlowLM, batch: Batch, generator: torch.Generator | None) -> Loss:
@@ -134,14 +136,9 @@ def drawing_objective(model: FlowLM, batch: Batch, generator: torch.Generator | 
 
 
 def parser_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """Dense prediction of scenes, see `nets.scene_parser.parser_loss`; `image` uint8, the rest as `data.targets`."""
-    loss, parts = parser_loss(model, to_signal(batch["image"]), batch)
-    return loss, {name: value.detach() for name, value in parts.items()}
-
-
-def closer_objective(model: SceneParser, batch: Batch, generator: torch.Generator | None) -> Loss:
-    """The second look of a parser, see `nets.scene_parser.closer_loss`; the batch as `parser_objective` has it."""
-    loss, parts = closer_loss(model, to_signal(batch["image"]), batch, generator)
+    """Dense prediction of scenes, and a closer look at their objects, see `nets.scene_parser.parser_loss`; `image`
+    uint8, the rest as `data.targets`."""
+    loss, parts = parser_loss(model, to_signal(batch["image"]), batch, generator)
     return loss, {name: value.detach() for name, value in parts.items()}
 
 

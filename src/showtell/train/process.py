@@ -66,8 +66,9 @@ def own_accelerator(precision: str) -> Iterator[Accelerator]:
 def computes_in_bfloat16() -> bool:
     """Whether this machine's device has bfloat16 arithmetic. A processor that emulates it multiplies matrices seventy
     times slower than in float32 (measured with AVX2)."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported(False)
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is not None:
+        return device.type != "cuda" or torch.cuda.is_bf16_supported(False)
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -132,16 +132,10 @@ def _flow() -> Any:
 
 
 def _eye() -> Any:
-    """The parser that a FlowLM sees with: weights of the name "eye", else the packaged bridge's own, else the judge's
-    network; None where there is none of them."""
-    from showtell.nets.flow_lm import FlowLM
+    """The parser that a FlowLM sees with: the judge's network; None where there is none."""
     from showtell.nets.scene_parser import SceneParser
     from showtell.weights import folder
 
-    with suppress(ShowtellError):
-        return SceneParser.from_pretrained(folder("eye"))
-    with suppress(ShowtellError):
-        return FlowLM.from_pretrained(folder("bridge")).eye
     with suppress(ShowtellError):
         return SceneParser.from_pretrained(folder("judge"))
     return None
@@ -184,17 +178,8 @@ def _parser(**sizes: Any) -> Any:
     return SceneParser(SceneParserConfig(**sizes))
 
 
-def _looking() -> Any:
-    """A parser whose closer look alone is trained; its first network is the packaged judge's, or that of --init."""
-    from showtell.nets.scene_parser import SceneParser
-    from showtell.weights import folder
-
-    model = _parser(closer=(32, 48, 64))
-    with suppress(ShowtellError):
-        model.load_state_dict(SceneParser.from_pretrained(folder("judge")).state_dict(), strict=False)
-    model.requires_grad_(False)
-    model.closer.requires_grad_(True)
-    return model
+def _judge() -> Any:
+    return _parser(closer=(32, 48, 64))
 
 
 def _vae() -> Any:
@@ -225,12 +210,8 @@ RECIPES: dict[str, Recipe] = {
         _drawing, pictures, objectives.drawing_objective, 10000, 64, 1e-3, True, _BOTH, options=diffusion.MUON,
     ),
     "judge": Recipe(
-        "scene parser, convolutional", _parser, _scenes, objectives.parser_objective, 12000, 256, 1e-3,
-        sources=("scenes,emoji", "scenes"),
-    ),
-    "eye": Recipe(
-        "the judge's network with a closer look at each object: the bridge's eye (--init: of judge)", _looking, _scenes,
-        objectives.closer_objective, 12000, 256, 1e-3, sources=("scenes,emoji", "scenes"),
+        "scene parser, convolutional, with a closer look at each object; the bridge's eye", _judge, _scenes,
+        objectives.parser_objective, 12000, 64, 1e-3, sources=("scenes,emoji", "scenes"),
     ),
     "judge2": Recipe(
         "scene parser, U-shaped, another draw of scenes",
