@@ -99,7 +99,8 @@ def test_average_is_the_recurrence_by_hand(ema):
         seen.append(model.weight.detach().clone())
         return loss(model, batch, generator)
 
-    options = {"steps": 30, "lr": 0.1, "objective": watch}
+    torch.manual_seed(0)
+    options = {"steps": 30, "lr": 0.1, "objective": watch, "schedule": "constant"}  # it still moves at the end
     averaged = train(nn.Linear(8, 1, bias=False), ema=ema, **options).model.weight
     start = seen[0]
     seen.clear()
@@ -111,7 +112,7 @@ def test_average_is_the_recurrence_by_hand(ema):
         decay = min(ema, n / (n + 9))
         average = decay * average + (1 - decay) * weights
     torch.testing.assert_close(averaged, average, rtol=1e-5, atol=1e-6)
-    assert not torch.allclose(averaged, last, atol=1e-4)
+    assert (averaged - last).abs().max() > 1e-3
 
 
 def test_learning_rate_warms_up_and_falls():
