@@ -33,7 +33,7 @@ from showtell.nets.flow_lm import FlowLM, Things
 from showtell.nets.segments import picked
 from showtell.pictures import to_pil
 from showtell.weights import folder
-from showtell.world import Scene
+from showtell.world import Scene, SceneObject
 from showtell.world.changes import changed, changes
 from showtell.world.language import LANGUAGES
 
@@ -307,13 +307,13 @@ class EmbeddedAdapter(Adapter):
 
 
 def kept(before: Scene, after: Scene, grid: int) -> np.ndarray:
-    """(grid, grid) float32, 1 where the picture of a scene stays as it is: away from every object that changes, by two
-    cells more than it reaches; nowhere where the scene's looks change."""
+    """(grid, grid) float32, 1 where the picture of a scene stays as it is: away from every object that changes, by one
+    and a half cells more than it reaches; nowhere where the scene's looks change."""
     made = changes(before, after)
     if any(change.look for change in made):
         return np.zeros((grid, grid), np.float32)
-    old, new = ({(*o.facts, o.x, o.y): o for o in scene.objects} for scene in (before, after))
-    moving = [old[key] for key in old.keys() - new.keys()] + [new[key] for key in new.keys() - old.keys()]
+    there: dict[int | None, SceneObject] = dict(enumerate(before.objects))
+    moving = [o for change in made for o in (there.get(change.index), change.thing) if o is not None]
     middle = (np.arange(grid) + 0.5) / grid
     stays = np.ones((grid, grid), bool)
     for thing in moving:
