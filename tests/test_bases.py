@@ -12,13 +12,13 @@ import torch
 import showtell
 import tiny
 from showtell.bridges.vlm import TEMPLATES
+from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
 from showtell.measure.vqa import vqa_score
 from showtell.pictures import to_pil
 from showtell.train import recipes
 from showtell.train.bases import codes, pool, text
 from showtell.train.bases.attention import attend, plain_attention
-from showtell.train.objectives import to_signal
 from showtell.world import Scene, SceneObject, draw
 from showtell.world.scene import COLOURS, SHAPES, TEXTURES
 

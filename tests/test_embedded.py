@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from parsing import certain
 from showtell import Technique
 from showtell.bridges.embedded import EmbeddedBridge, kept, load_embedded
 from showtell.data.mix import Codec
+from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM, FlowLMConfig, Things
-from showtell.train.objectives import to_signal
 from showtell.train.recipes import packaged_codec
 from showtell.world import Scene, SceneObject, draw
 from showtell.world.changes import Change, changed, changes
@@ -65,6 +66,21 @@ def test_plan_says_what_is_where(codec: Codec) -> None:
     assert codec.tokenizer.decode(codec.plan(Scene((near,)))).split() == ["red", "ring", "large<32><16>"]
 
 
+def test_what_the_eye_sees_wrongly_is_found_by_drawing_it(bridge: EmbeddedBridge, monkeypatch) -> None:
+    """Reading by rendering, and without; a picture that is no scene is left to its patches."""
+    scene = Scene((SceneObject("ring", "red", x=0.25, y=0.25), SceneObject("star", "blue", x=0.75, y=0.75)))
+    out = certain(scene, doubt=0.05)
+    out["colour"][out["present"] > 0.5] = np.roll(out["colour"][out["present"] > 0.5], 1, axis=1)
+    nothing = certain(scene) | {"present": np.full(len(out["present"]), 0.001)}
+    monkeypatch.setattr(bridge.model.eye, "probabilities", lambda source: [out, nothing])
+    source = to_signal(torch.from_numpy(draw([scene, scene])))
+    seen, none = bridge.reader.parse(source)
+    assert none is None and seen is not None and seen.matches(scene)
+    monkeypatch.setattr(bridge.reader, "rendering", False)
+    (seen, none) = bridge.reader.parse(source)
+    assert none is None and seen is not None and not seen.matches(scene)
+
+
 def test_what_the_eye_finds_is_what_is_told(bridge: EmbeddedBridge, monkeypatch) -> None:
     """An eye that finds a scene decides what the language model reads; without one it reads the picture's patches."""
     rows: list[tuple[list[int], str]] = []
@@ -95,6 +111,7 @@ def test_eyes_see_objects_where_the_language_model_expects_some(bridge: Embedded
         one["present"][:] = 0.0
         one["present"][300] = 0.9  # a medium object in cell 44
     monkeypatch.setattr(bridge.model.eye, "probabilities", lambda images: out)
+    monkeypatch.setattr(bridge.reader, "rendering", False)  # there is nothing on a grey picture
     end, show = bridge.reader.codec.special["<eos>"], bridge.reader.codec.special["<show>"]
     for expected in (end, show):
         logits = torch.zeros(2, 1, len(bridge.reader.codec.tokenizer))

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from parsing import certain
 from showtell.data.degrade import KINDS, degrade
-from showtell.data.targets import LETTERS, OBJECT_VALUES, SCENE_VALUES, targets
+from showtell.data.drafts import Draft
+from showtell.data.targets import targets
 from showtell.errors import ShowtellError
-from showtell.measure import reading
 from showtell.measure.judge import compare, load_judge, scene_accuracy
-from showtell.measure.reading import Draft, improve
-from showtell.nets.scene_parser import OBJECT_HEADS
 from showtell.world import Scene, SceneObject, draw, sample
 
 RING = SceneObject("ring", "red", x=0.2, y=0.5)
@@ -49,100 +48,9 @@ def test_scores_of_swapped_objects_and_of_a_wrong_count() -> None:
     assert three[0] == 1.0 and three[3] == 0.0 and three[4] == 0.0
 
 
-def certain(scene: Scene, doubt: float = 0.0) -> dict[str, np.ndarray]:
-    """What a parser would say of a scene, with `doubt` spread over all other values."""
-    truth, grid = targets([scene]), 16
-    slots = 3 * grid * grid
-    out = {"present": np.full(slots, 0.001), "place": np.zeros((slots, 2)), "depth": np.zeros(slots)}
-    out |= {name: np.full((slots, size), doubt) for name, size in OBJECT_HEADS.items()}
-    out |= {name: np.full(len(values), doubt) for name, values in SCENE_VALUES.items()}
-    out["word"] = np.zeros((8, len(LETTERS)))
-    for i, thing in enumerate(scene.objects):
-        column, row = int(thing.x * grid), int(thing.y * grid)
-        slot = (OBJECT_VALUES["size"].index(thing.size) * grid + row) * grid + column
-        out["present"][slot], out["depth"][slot] = 0.9, thing.depth
-        out["place"][slot] = thing.x, thing.y
-        for name in OBJECT_HEADS:
-            out[name][slot, truth[name][0, i]] = 1 - doubt
-    for name in SCENE_VALUES:
-        out[name][truth[name][0]] = 1 - doubt
-    out["word"][range(8), truth["word"][0]] = 1.0
-    return out
-
-
 def test_a_certain_network_is_taken_at_its_word() -> None:
     for scene in sample(40, 1, word=True):
         assert scene.matches(Draft.read(certain(scene)).scene())
-
-
-def test_rendering_repairs_what_the_network_got_wrong() -> None:
-    """Second-best values, two pixels off, objects missed or imagined: the picture tells."""
-    scene = Scene((at(RING, texture="striped"), at(STAR, size="large", x=0.7)), background="sky")
-    out = certain(scene, doubt=0.05)
-    wrong = Draft.read(out)
-    wrong.things = [at(wrong.things[0], colour="green", x=0.22), at(wrong.things[1], shape="cross", size="medium")]
-    wrong.rest = wrong.rest | {"background": "sand"}
-    assert not scene.matches(wrong.scene())
-    improve([wrong], draw(scene))
-    assert scene.matches(wrong.scene())
-
-
-def test_a_drawing_is_read_even_where_the_network_is_certain_of_something_else() -> None:
-    """Facts that hide one another, a form that is somewhere else, an object missed and one behind another imagined."""
-    scene = Scene((at(RING, colour="green", size="small", texture="striped"), at(STAR, shape="heart", state="halved")))
-    shown = draw(scene)
-    ring, heart = scene.objects
-    behind = at(STAR, shape="circle", size="small", x=0.22, y=0.52, depth=3)
-    for wrong in (
-        (at(ring, colour="grey", texture="solid"), heart),
-        (ring, at(heart, state="whole", size="small", x=0.74)),
-        (at(heart, shape="square", colour="cyan"), at(ring, x=0.22)),
-        (heart,),
-    ):
-        assert not scene.matches(Scene(wrong))
-        draft = Draft.read(certain(Scene(wrong)))
-        improve([draft], shown)
-        assert scene.matches(draft.scene()), wrong
-        assert np.array_equal(draw(draft.scene()), shown)
-    large = Scene((at(RING, shape="square", size="large"),))
-    draft = Draft.read(certain(Scene((*large.objects, behind))))
-    improve([draft], draw(large))
-    assert large.matches(draft.scene())
-
-
-def test_what_the_network_held_impossible_has_to_explain_much_of_a_spoilt_picture() -> None:
-    scenes = sample(24, 5, "validation", (1, 3), style="flat")
-    spoilt = degrade(draw(scenes), np.random.default_rng(0), kinds=("noise", "blur"), strength=1.0)
-    drafts = [Draft.read(certain(scene)) for scene in scenes]
-    improve(drafts, spoilt)
-    assert np.mean([a.matches(b.scene()) for a, b in zip(scenes, drafts, strict=True)]) > 0.95
-    orange, yellow = (Scene((at(RING, colour=colour),)) for colour in ("orange", "yellow"))
-    for share, colour in ((0.505, "orange"), (0.6, "yellow")):
-        mixed = (share * draw(yellow) + (1 - share) * draw(orange)).round().astype(np.uint8)
-        draft = Draft.read(certain(orange))
-        improve([draft], mixed)
-        assert draft.things[0].colour == colour
-
-
-def test_places_are_found_to_a_fraction_of_a_pixel() -> None:
-    scene = Scene((at(RING, x=0.2137), at(STAR, x=0.3012, y=0.5519, depth=1), at(STAR, x=0.7773)))
-    draft = Draft.read(certain(scene))
-    draft.things = [at(thing, x=thing.x + 0.02, y=thing.y - 0.015) for thing in draft.things]
-    improve([draft], draw(scene))
-    found = sorted((thing.x, thing.y) for thing in draft.things)
-    assert np.allclose(found, sorted((thing.x, thing.y) for thing in scene.objects), atol=3e-4)
-
-
-def test_nothing_is_drawn_twice_for_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Scene] = []
-    monkeypatch.setattr(reading, "draw", lambda scenes, size: drawn.extend(scenes) or draw(scenes, size))
-    scene = Scene((at(RING, texture="striped"), at(STAR, x=0.7)), background="sky")
-    draft = Draft.read(certain(scene, doubt=0.05))
-    draft.things = [at(draft.things[0], x=0.22), draft.things[1]]
-    reading.improve([draft], draw(scene))
-    assert scene.matches(draft.scene()) and abs(draft.things[0].x - scene.objects[0].x) < 0.01
-    within = [one for one in drawn if len(one.objects) == 2]  # objects more or less are tried by another measure too
-    assert len(within) > 50 and len(set(within)) == len(within)
 
 
 def test_degraded_pictures_differ_by_their_strength_and_seed() -> None:

@@ -66,7 +66,7 @@ def test_latents_become_unit_variance() -> None:
     _unit_latents(model)
     import numpy as np
 
-    from showtell.train.objectives import to_signal
+    from showtell.data.signal import to_signal
     from showtell.train.recipes import _pictures
 
     images = _pictures("scenes,emoji")(np.random.default_rng(7), 64)["image"]

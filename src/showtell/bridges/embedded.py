@@ -24,9 +24,11 @@ from showtell.bridges.base import Bridge, Run, Text, as_list, spread
 from showtell.bridges.diffusion import DiffusionBridge
 from showtell.bridges.layout import TokenLayout, self_then_cross
 from showtell.bridges.words import Piece
+from showtell.data.drafts import Draft
 from showtell.data.mix import PLAN_LENGTH, Codec
-from showtell.data.signal import signal
-from showtell.data.targets import found, scenery, things
+from showtell.data.signal import signal, to_pixels
+from showtell.data.synthesis import improve
+from showtell.data.targets import found
 from showtell.data.text import unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM, Things
@@ -46,8 +48,12 @@ PLAN_TEMPERATURE = 0.25  # below 1: places vary, facts rarely do; chosen on vali
 class Reader:
     """Checked text in, token rows, plans, and greedy captions and answers.
 
-    known: the words the model was trained on; others are named in a warning.
+    known: the words the model was trained on; others are named in a warning. rendering: what the eye finds in a scene
+    is drawn, and whatever makes the drawing more like the picture is kept (analysis by synthesis, as the judges read);
+    False leaves reading to the network alone.
     """
+
+    rendering = True
 
     def __init__(self, model: FlowLM, codec: Codec, known: Collection[str] = ()) -> None:
         self.model, self.codec, self.known = model, codec, frozenset(known)
@@ -120,11 +126,14 @@ class Reader:
         """What the eye finds in pictures (n, 3, size, size); None where the language model sees nothing to parse."""
         ids, valid = self.tensors([self.codec.read(())[:1]] * len(source))
         nothing = self.model.logits(self.model(ids, valid, source)[1])[:, -1].argmax(dim=-1)
-        scenes: list[Scene | None] = []
-        for row, out in zip(nothing.tolist(), self.model.eye.probabilities(source), strict=True):
-            slots = found(out, least=0)
-            parsed = slots and row != self.codec.special["<eos>"]
-            scenes.append(Scene(tuple(things(out, slots)), **scenery(out)).canonical() if parsed else None)
+        seen = list(zip(nothing.tolist(), self.model.eye.probabilities(source), strict=True))
+        rows = [i for i, (row, out) in enumerate(seen) if row != self.codec.special["<eos>"] and found(out, least=0)]
+        drafts = [Draft.read(seen[i][1]) for i in rows]
+        if self.rendering:
+            improve(drafts, to_pixels(source[rows]))
+        scenes: list[Scene | None] = [None] * len(seen)
+        for i, draft in zip(rows, drafts, strict=True):
+            scenes[i] = draft.scene().canonical()
         return scenes
 
     def caption(self, images: Any, language: str) -> list[str]:

@@ -268,7 +268,7 @@ class Mixture:
         edit_share: float = 0.2,
         show: float = 0.4,
         change: float = 0.4,
-        look: float = 0.4,
+        look: float = 1.0,
         asked: int = 6,
         drop: float = 0.1,
         noisy: float = 0.3,

@@ -28,6 +28,7 @@ OBJECT_VALUES: dict[str, Sequence[Any]] = {
     "shape": SHAPES, "colour": COLOURS, "size": SIZES, "texture": TEXTURES, "state": STATES, "rotation": ROTATIONS,
 }  # fmt: skip
 SCENE_VALUES: dict[str, Sequence[str]] = {"background": BACKGROUNDS, "style": STYLES, "light": LIGHTS}
+HEADS = tuple(name for name in OBJECT_VALUES if name != "size")  # a slot has its size already
 LETTERS = " ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 CLAIMS = 48  # slots that are looked at, the likeliest
 _INDEX = {name: {v: i for i, v in enumerate(values)} for name, values in (OBJECT_VALUES | SCENE_VALUES).items()}
@@ -101,8 +102,7 @@ def distinct(out: dict[str, np.ndarray], i: int, j: int, size: int) -> bool:
 
 
 def thing_at(out: dict[str, np.ndarray], slot: int, rank: int, size: int) -> SceneObject:
-    heads = [name for name in OBJECT_VALUES if name != "size"]
-    facts: dict[str, Any] = {name: OBJECT_VALUES[name][int(out[name][slot].argmax())] for name in heads}
+    facts: dict[str, Any] = {name: OBJECT_VALUES[name][int(out[name][slot].argmax())] for name in HEADS}
     if facts["shape"] not in TURNABLE:
         facts["rotation"] = 0
     x, y = (round(float(v), 4) for v in np.clip(out["place"][slot], 0, 1))

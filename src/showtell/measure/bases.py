@@ -122,7 +122,7 @@ def _rebuilt(name: str, n: int, seed: int) -> Figures:
     import torch
     from diffusers import AutoencoderKL, VQModel
 
-    from showtell.train.objectives import to_signal
+    from showtell.data.signal import to_signal
 
     model = {"vae": AutoencoderKL, "vq": VQModel}[name].from_pretrained(folder(name), torch_dtype=torch.float32)
     pixels = to_signal(torch.from_numpy(draw(sample(n, seed, "test"))))

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from showtell.bridges.base import as_list
+from showtell.data.drafts import Draft
 from showtell.data.signal import signal
+from showtell.data.synthesis import improve
 from showtell.data.targets import OBJECT_VALUES, SCENE_VALUES
 from showtell.errors import ShowtellError
-from showtell.measure.reading import Draft, improve
 from showtell.nets.scene_parser import SceneParser
 from showtell.pictures import letterbox, to_pil
 from showtell.weights import folder

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from showtell.data.signal import to_signal
 from showtell.nets.flow_lm import FlowLM, Source, Things
 from showtell.nets.scene_parser import SceneParser, parser_loss
 from showtell.train.bases.attention import plain_attention
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 Batch = dict[str, Tensor]
 Loss = tuple[Tensor, dict[str, Tensor]]
 Head = Callable[[Tensor], Tensor]
-
-
-def to_signal(pixels: Tensor) -> Tensor:
-    """uint8 (n, h, w, 3) -> float (n, 3, h, w) in [-1, 1]."""
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_pixels(images: Tensor) -> np.ndarray:
-    """float (n, 3, h, w) in [-1, 1], cut off beyond -> uint8 (n, h, w, 3)."""
-    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def draw_time(n: int, like: Tensor, generator: torch.Generator | None, mean: float, spread: float = 1.0) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from showtell import files
 from showtell.data.mix import SPECIAL, Codec, Mixture, corpus
+from showtell.data.signal import to_pixels, to_signal
 from showtell.errors import ShowtellError
 from showtell.train import objectives
 from showtell.train.bases import codes, diffusion, seeing, tokens, video
@@ -89,8 +90,8 @@ def through(vae: Any, images: np.ndarray) -> np.ndarray:
     """uint8 pictures as the autoencoder gives them back."""
     if not len(images):
         return images
-    latents = vae.encode(objectives.to_signal(torch.from_numpy(images))).latent_dist.mode()
-    return objectives.to_pixels(vae.decode(latents).sample)
+    latents = vae.encode(to_signal(torch.from_numpy(images))).latent_dist.mode()
+    return to_pixels(vae.decode(latents).sample)
 
 
 def _pictures(source: str) -> Callable[[np.random.Generator, int], Batch]:
@@ -194,7 +195,7 @@ def _vae() -> Any:
 def _unit_latents(model: Any) -> None:
     """Notes in the config what makes latents zero-mean and of unit variance (arXiv 2112.10752, section 4.3.2)."""
     images = _pictures("scenes,emoji")(np.random.default_rng(2**32), 512)["image"]
-    latents = model.encode(objectives.to_signal(torch.from_numpy(images))).latent_dist.mean
+    latents = model.encode(to_signal(torch.from_numpy(images))).latent_dist.mean
     shift = float(latents.mean())
     model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=shift)
 
@@ -327,7 +328,7 @@ def fit_emoji_eye(target: Path, draws: int = 6, seed: int = 0) -> None:
     model = ImageEncoder(ImageEncoderConfig())
 
     def flat(pictures: np.ndarray) -> np.ndarray:
-        return model.pixels(objectives.to_signal(torch.from_numpy(pictures))).double().numpy()
+        return model.pixels(to_signal(torch.from_numpy(pictures))).double().numpy()
 
     clean = flat(images)
     within = np.zeros((clean.shape[1],) * 2)

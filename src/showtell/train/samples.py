@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from showtell.data.signal import to_signal
 from showtell.pictures import to_pil
 from showtell.train.bases.pool import BARE, pool_scenes
 from showtell.train.bases.text import Prompts
 from showtell.train.batches import Batch, Pool, Stream
-from showtell.train.objectives import to_signal
 from showtell.world import Scene, draw
 
 ONE_THING: dict[str, Any] = BARE | {

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
 from showtell.nets.image_text_lm import ImageTextLM, ImageTextLMConfig
 from showtell.nets.patch_vq import PatchVQ, patch_vq, patches_of
@@ -33,7 +34,7 @@ from showtell.train.bases.codes import distinct, flat, k_means, nearest
 from showtell.train.bases.pool import PLAIN
 from showtell.train.bases.tokens import hidden_tokens
 from showtell.train.batches import Batch, Pool
-from showtell.train.objectives import contrastive_loss, to_signal
+from showtell.train.objectives import contrastive_loss
 from showtell.train.policy import word_tokenizer
 from showtell.train.trainer import fit
 from showtell.world import Scene, SceneObject, draw, sample

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from showtell.data.signal import to_pixels, to_signal
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import SIDES, PromptSet
 from showtell.measure.scores import score_images
@@ -36,7 +37,6 @@ from showtell.train.bases.pool import BARE
 from showtell.train.batches import Batch, Pool
 from showtell.train.distillation import generator_loss
 from showtell.train.networks import frozen
-from showtell.train.objectives import to_pixels, to_signal
 from showtell.train.policy import tokens, word_tokenizer
 from showtell.train.trainer import fit
 from showtell.train.word_matching import Matcher, damsm_loss, matching_loss, r_precision

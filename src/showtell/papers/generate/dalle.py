@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from showtell.bridges.clip import ClipBridge
+from showtell.data.signal import to_pixels, to_signal
 from showtell.measure import scores
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.likeness import clip_score
@@ -39,7 +40,6 @@ from showtell.train.bases import seeing, text
 from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.codes import from_codes, to_codes
 from showtell.train.batches import Batch, Pool
-from showtell.train.objectives import to_pixels, to_signal
 from showtell.train.trainer import fit
 from showtell.world import draw, sample
 

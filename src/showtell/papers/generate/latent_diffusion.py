@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.narrow import NarrowTask, others
@@ -37,7 +38,6 @@ from showtell.train.batches import Batch, Pool
 from showtell.train.compute import equal_compute
 from showtell.train.narrow import SIDE, learn, narrow_pairs, narrow_scenes
 from showtell.train.narrow_models import narrow_unet
-from showtell.train.objectives import to_signal
 from showtell.train.samples import latents_of
 from showtell.train.trainer import fit
 from showtell.world import draw

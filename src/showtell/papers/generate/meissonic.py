@@ -32,6 +32,7 @@ from torch import Tensor
 from showtell.bridges.amused import Amused
 from showtell.bridges.decoding import DecodingBridge
 from showtell.data.degrade import degrade
+from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
 from showtell.measure import scores
 from showtell.measure.experiment import Comparison, Lab
@@ -42,7 +43,6 @@ from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.codes import to_codes, unit_range
 from showtell.train.bases.tokens import Masked, hidden_tokens
 from showtell.train.batches import Batch, Stream
-from showtell.train.objectives import to_signal
 from showtell.train.samples import ONE_THING, prompted
 from showtell.train.trainer import QUICK, fit
 from showtell.world import draw, sample

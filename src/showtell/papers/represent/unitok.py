@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from showtell.data.signal import to_pixels, to_signal
 from showtell.errors import ShowtellError
 from showtell.measure.classes import ShapeClasses
 from showtell.measure.experiment import Comparison, Lab
@@ -34,7 +35,7 @@ from showtell.nets.contrastive_tokenizer import AttentionFactor, ContrastiveToke
 from showtell.train.bases import text
 from showtell.train.batches import Batch, Pool
 from showtell.train.narrow_models import narrow_clip
-from showtell.train.objectives import contrastive_loss, reconstruction, to_pixels, to_signal
+from showtell.train.objectives import contrastive_loss, reconstruction
 from showtell.train.trainer import fit
 from showtell.world import draw, sample
 from showtell.world.scene import SHAPES

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from showtell.data.signal import to_signal
 from showtell.train.bases.pool import packaged_vae, pool_scenes, read_pool
-from showtell.train.objectives import reconstruction, to_signal
+from showtell.train.objectives import reconstruction
 from showtell.train.recipe import Recipe
 from showtell.world import draw
 

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showtell.data.degrade import degrade
+from showtell.data.signal import to_signal
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.pool import WORDING_SHARES, pool_scenes, wordings
 from showtell.train.bases.saving import save_model
-from showtell.train.objectives import contrastive_loss, to_signal
+from showtell.train.objectives import contrastive_loss
 from showtell.train.recipe import Recipe
 from showtell.world import Scene, draw
 from showtell.world.edits import edits

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from showtell.data.signal import to_signal
 from showtell.data.text import train_tokenizer
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
@@ -21,7 +22,6 @@ from showtell.train.bases.codes import SCALES, fit_scales, packaged_vq, read_cod
 from showtell.train.bases.pool import packaged_vae, pool_scenes, read_pool
 from showtell.train.bases.saving import save_model, save_pipeline
 from showtell.train.bases.seeing import CAPTION, WHOLE, asked, padded
-from showtell.train.objectives import to_signal
 from showtell.train.recipe import Recipe
 from showtell.world import draw
 
