@@ -23,7 +23,7 @@ from showtell.measure.prompts import PromptSet, prompt_set
 from showtell.weights import folder
 from showtell.world import draw, sample
 
-PROMPTS = ("pairs", "same-shape", "objects-3-4", "counts", "relations", "attributes", "words", "styles")
+PROMPTS = ("pairs", "same-shape", "objects-3-4", "bindings", "counts", "relations", "attributes", "words", "styles")
 COMPLETE = "complete"
 SHOWN = ("unet", "mmdit", "dit", "ar", "masked", "scalewise")  # that show what is said
 NAMES = (*SHOWN, "editor", "video", "animator", "vlm", "clip", "vq", "vae")

@@ -460,6 +460,11 @@ def _named(scene: Scene, entities: Sequence[Entity]) -> str:
 _SETS: dict[str, tuple[Make, Sequence[str]]] = {
     "pairs": (_captions(objects=2, distinct=("shape", "colour"), relation=SIDES, **PLAIN), ()),
     "same-shape": (_captions(objects=(2, 3), same="shape", distinct="colour", relation=SIDES, **PLAIN), ()),
+    "bindings": (
+        _captions(objects=2, distinct=("shape", "colour", "texture"), relation=SIDES,
+                  **(PLAIN | {"texture": TEXTURES[1:]})),
+        (),
+    ),
     "objects-3-4": (_captions(objects=(3, 4), distinct=("shape", "colour"), **PLAIN), ()),
     "counts": (
         _in_turn(lambda k: PLAIN | {"count": int(k), "size": ("small", "medium"), "background": BACKGROUNDS}),
