@@ -17,7 +17,7 @@ from showtell.errors import ShowtellError
 from showtell.measure.vqa import vqa_score
 from showtell.pictures import to_pil
 from showtell.train import recipes
-from showtell.train.bases import codes, pool, text
+from showtell.train.bases import codes, pool, seeing, text
 from showtell.train.bases.attention import attend, plain_attention
 from showtell.world import Scene, SceneObject, draw
 from showtell.world.scene import COLOURS, SHAPES, TEXTURES
@@ -106,11 +106,11 @@ def test_the_vlm_reads_with_the_prompts_that_it_was_trained_on(home):
     chances = vqa_score(bridge, to_pil(draw(scenes)), [scene.caption() for scene in scenes])
     assert chances.shape == (2,) and (chances > 0).all() and (chances < 1).all()
     # The rows of training are what the processor makes of the same words.
-    seen = []
     processor = bridge.teller.processor
     batch = recipes.RECIPES["vlm"].data("scenes")(np.random.default_rng(0), 8)
     for ids, wanted in zip(batch["ids"], batch["wanted"], strict=True):
-        prompt = ids[: np.argmax(wanted)]
+        first = np.argmax(wanted)
+        prompt = ids[:first]
         request = processor.decode([i for i in prompt if i != bridge.model.config.image_token_id])
         request = request.removeprefix("USER: ").removesuffix(" ASSISTANT:").strip()
         inputs = bridge.teller._inputs(
@@ -119,8 +119,11 @@ def test_the_vlm_reads_with_the_prompts_that_it_was_trained_on(home):
         assert inputs["input_ids"][0].tolist() == prompt.tolist()
         pixels = to_signal(torch.from_numpy(batch["image"][:1]))
         torch.testing.assert_close(inputs["pixel_values"], pixels, rtol=0, atol=1e-5)
-        seen.append(processor.decode(ids[wanted], skip_special_tokens=True).strip())
-    assert all(seen)
+        replies = processor.decode(ids[wanted]).split("<|endoftext|>")
+        assert replies.pop() == "" and len(replies) == seeing.TURNS and all(replies)
+        rest = processor.decode(ids[first:]).split("<|endoftext|>")
+        for turn, reply in zip(rest[1 : seeing.TURNS], replies[1:], strict=True):  # as chat templates put them
+            assert turn.startswith("USER: ") and turn.endswith(f" ASSISTANT:{reply}")
 
 
 def test_the_vq_model_is_the_autoencoder_with_a_codebook(home):
@@ -218,7 +221,8 @@ def test_the_autoregressive_base_reads_with_the_prompts_that_it_was_trained_on(h
     assert (batch["shown"].sum(axis=1) == 256).all()
     tokenizer, model = bridge.teller.processor.tokenizer, bridge.teller.model
     for ids, wanted, shown in list(zip(batch["ids"], batch["wanted"], batch["shown"], strict=True))[-2:]:
-        prompt = ids[: np.argmax(wanted)]
+        first = np.argmax(wanted)
+        prompt = ids[:first]
         after = prompt[np.flatnonzero(shown)[-1] + 2 :]
         request = tokenizer.decode(after).replace("<sep>", "").strip()
         inputs = bridge.teller._inputs(to_pil(images[:1]), [bridge.teller._prompt(request, "{image}{}<sep>")])

@@ -23,7 +23,7 @@ from showtell.train import objectives
 from showtell.train.bases import codes, diffusion, seeing, tokens, video
 from showtell.train.bases.pool import KINDS, make_pool, packaged_vae
 from showtell.train.batches import Stream
-from showtell.train.recipe import Batch, Recipe
+from showtell.train.recipe import MUON, Batch, Recipe
 from showtell.train.starting import start_from
 from showtell.train.trainer import TrainResult, fit
 
@@ -208,7 +208,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "bridge": Recipe(
         "both directions, second half: a denoiser that draws what the language model says (--init: of bridge-words)",
-        _drawing, pictures, objectives.drawing_objective, 10000, 64, 1e-3, True, _BOTH, options=diffusion.MUON,
+        _drawing, pictures, objectives.drawing_objective, 10000, 64, 1e-3, True, _BOTH, options=MUON,
     ),
     "judge": Recipe(
         "scene parser, convolutional, with a closer look at each object; the bridge's eye", _judge, _scenes,

@@ -20,6 +20,8 @@ def start_from(model: Any, source: Path) -> None:
     is.
     """
     weights, own = _stored(source), model.state_dict()
+    if not weights.keys() & own.keys():  # of a model that is trained as a part
+        weights = {f"model.{name}": value for name, value in weights.items()}
     pipeline = getattr(model, "pipeline", None)
     if pipeline is not None and (source / "tokenizer").is_dir():
         weights = _renumbered(weights, own, source / "tokenizer", pipeline.tokenizer)

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
-from showtell.train.bases.pool import CELLS, packaged_vae, read_cells, read_counts, read_pool
+from showtell.train.bases.cells import CELL_WEIGHT, CellReader, cell_loss
+from showtell.train.bases.pool import packaged_vae, read_cells, read_counts, read_pool
 from showtell.train.bases.saving import save_pipeline
-from showtell.train.recipe import Recipe
+from showtell.train.recipe import MUON, Recipe
 
 Loss = tuple[Tensor, dict[str, Tensor]]
-CELL_WEIGHT = 0.5
 Predict = Callable[[Any, Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
@@ -27,7 +26,7 @@ class Trained(nn.Module):
 
     predict(pipeline, noisy latents (n, c, h, w), timesteps (n,), batch) -> prediction (n, c, h, w), made as the
     pipeline makes it; clips have frames before the height. watched: a module of the denoiser with `width` channels on
-    an 8x8 grid, from which linear heads read what each cell shows; they guide training and are not saved.
+    an 8x8 grid, off which a `CellReader` reads; it is not saved.
     """
 
     def __init__(self, pipeline: Any, parts: Sequence[str], predict: Predict, watched: Any, width: int) -> None:
@@ -35,7 +34,7 @@ class Trained(nn.Module):
         self.parts = nn.ModuleDict({name: getattr(pipeline, name) for name in parts})
         self.parts.requires_grad_(True)
         self.pipeline, self.predict = pipeline, predict
-        self.reader = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(CELLS.values())))
+        self.reader = CellReader(width)
         self.seen: Tensor | None = None
         self.hook = watched.register_forward_hook(self._see)
 
@@ -49,9 +48,9 @@ class Trained(nn.Module):
         with plain_attention():
             made = self.predict(self.pipeline, noisy, timesteps, batch)
         assert self.seen is not None
-        shown = self.reader(self.seen).split(list(CELLS.values()), dim=-1)
+        shown = self.reader(self.seen)
         self.seen = None
-        return made, list(shown)
+        return made, shown
 
     def save_pretrained(self, target: str | Path) -> None:
         """The pipeline in bfloat16, in the Hugging Face layout."""
@@ -94,14 +93,6 @@ def _kept(kind: str, crowded: float, share: float) -> tuple[np.ndarray, list[lis
     if crowded != 1:
         weights[read_counts(len(latents), kind) > 2] = crowded
     return latents, captions, read_cells(len(latents), kind), share * weights / weights.sum()
-
-
-def cell_loss(shown: list[Tensor], cells: Tensor) -> Tensor:
-    """Cross entropy of what every cell shows, on average over the kinds of facts. Denoisers that learn what is in a
-    picture beside how it looks learn both many times faster (arXiv 2410.06940); here what is in it is known."""
-    wanted = cells.flatten(1, 2)
-    each = [F.cross_entropy(one.float().flatten(0, 1), wanted[..., i].flatten()) for i, one in enumerate(shown)]
-    return torch.stack(each).mean()
 
 
 def noise_loss(model: Trained, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
@@ -313,7 +304,6 @@ def predict_with_dit(pipeline: Any, noisy: Tensor, timesteps: Tensor, batch: dic
     )[0]
 
 
-MUON = {"optimizer": "muon", "weight_decay": 0.1}
 RECIPES: dict[str, Recipe] = {
     "unet": Recipe(
         "Stable Diffusion: text-conditional UNet on latents",

@@ -17,26 +17,45 @@ from showtell.data.degrade import degrade
 from showtell.data.signal import to_signal
 from showtell.train.bases import text
 from showtell.train.bases.attention import plain_attention
-from showtell.train.bases.pool import WORDING_SHARES, pool_scenes, wordings
+from showtell.train.bases.cells import CELL_WEIGHT, CellReader, cell_loss
+from showtell.train.bases.pool import WORDING_SHARES, cells, pool_scenes, wordings
 from showtell.train.bases.saving import save_model
 from showtell.train.objectives import contrastive_loss
-from showtell.train.recipe import Recipe
+from showtell.train.recipe import MUON, Recipe
 from showtell.world import Scene, draw
 from showtell.world.edits import edits
 from showtell.world.questions import questions
 
 Loss = tuple[Tensor, dict[str, Tensor]]
+Turn = tuple[list[int], list[int]]  # tokens of a prompt, and of its reply
 CAPTION = "Describe this image in one sentence."  # what a bridge asks for
 WHOLE = 'Does this figure show "{}"? Please answer yes or no.'  # VQAScore, arXiv 2404.01291
-TURN = "USER: <image>\n{} ASSISTANT:"  # LLaVA's
+TURN, NEXT = "USER: <image>\n{} ASSISTANT:", "USER: {} ASSISTANT:"  # LLaVA's
+TURNS = 4  # requests about a picture, one after the other: looking costs more than replying
 
 
 class Reading(nn.Module):
-    """A transformers model that reads images, with its processor, as one module that saves both."""
+    """A transformers model that reads images, with its processor, as one module that saves both.
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    watched: of its modules the vision tower off which a `CellReader` reads, `width` channels wide, or None.
+    """
+
+    def __init__(self, model: Any, processor: Any, watched: Any = None, width: int = 0) -> None:
         super().__init__()
         self.model, self.processor = model, processor
+        self.reader = None if watched is None else CellReader(width)
+        self.seen: Tensor | None = None
+        if watched is not None:
+            watched.register_forward_hook(self._see)
+
+    def _see(self, module: Any, inputs: Any, output: Any) -> None:
+        self.seen = output.last_hidden_state[:, 1:]  # without the class token
+
+    def cells(self) -> list[Tensor]:
+        """What the last images' patches show, see `CellReader`."""
+        assert self.reader is not None and self.seen is not None
+        shown, self.seen = self.reader(self.seen), None
+        return shown
 
     def forward(self, **inputs: Any) -> Any:
         with plain_attention():
@@ -144,7 +163,8 @@ def vlm(width: int = 128, seen_layers: int = 5, layers: int = 4) -> Reading:
         image_processor(), tokenizer, patch_size=8, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip
-    return Reading(LlavaForConditionalGeneration(config), processor)
+    model = LlavaForConditionalGeneration(config)
+    return Reading(model, processor, model.model.vision_tower, width)
 
 
 def asked(scene: Scene, other: Scene, pick: random.Random) -> tuple[str, str]:
@@ -162,43 +182,50 @@ def asked(scene: Scene, other: Scene, pick: random.Random) -> tuple[str, str]:
 
 
 def told(source: str) -> Callable[[np.random.Generator, int], dict[str, np.ndarray]]:
-    """Batches of {image, ids (n, length), wanted (n, length) bool: the tokens of the reply}."""
+    """Batches of {image, cells, ids (n, length), wanted (n, length) bool: the tokens of the replies}."""
     processor = vlm(64, 1, 1).processor
     tokenizer = processor.tokenizer
     image, end = tokenizer.convert_tokens_to_ids("<image>"), tokenizer.eos_token_id
 
-    def row(request: str, reply: str) -> tuple[list[int], list[int]]:
-        ids = tokenizer(TURN.format(request))["input_ids"]
-        at = ids.index(image)
-        return [*ids[:at], *[image] * 64, *ids[at + 1 :]], [*tokenizer(f" {reply}")["input_ids"], end]
+    def row(talk: Sequence[tuple[str, str]]) -> list[Turn]:
+        turns: list[Turn] = []
+        for request, reply in talk:
+            ids = tokenizer((NEXT if turns else TURN).format(request))["input_ids"]
+            given = [token for one in ids for token in ([image] * 64 if one == image else [one])]
+            turns.append((given, [*tokenizer(f" {reply}")["input_ids"], end]))
+        return turns
 
     def make(rng: np.random.Generator, size: int) -> dict[str, np.ndarray]:
         pick = random.Random(int(rng.integers(2**62)))
         scenes = pool_scenes(rng, size)
-        rows = [row(*asked(scene, pick.choice(scenes), pick)) for scene in scenes]
-        return {"image": degrade(draw(scenes), rng, share=0.3), **padded(rows, end)}
+        rows = [row([asked(scene, pick.choice(scenes), pick) for _ in range(TURNS)]) for scene in scenes]
+        shown = {"image": degrade(draw(scenes), rng, share=0.3), "cells": cells(scenes).astype(np.int64)}
+        return {**shown, **padded(rows, end)}
 
     return make
 
 
-def padded(rows: Sequence[tuple[list[int], list[int]]], filler: int) -> dict[str, np.ndarray]:
-    """ids (n, length), wanted (n, length) of rows of (prompt, reply)."""
-    longest = max(len(prompt) + len(reply) for prompt, reply in rows)
+def padded(rows: Sequence[Sequence[Turn]], filler: int) -> dict[str, np.ndarray]:
+    """ids (n, length) and wanted (n, length) of conversations: the tokens of the replies."""
+    longest = max(sum(len(given) + len(reply) for given, reply in turns) for turns in rows)
     ids = np.full((len(rows), longest), filler, np.int64)
     wanted = np.zeros(ids.shape, bool)
-    for i, (prompt, reply) in enumerate(rows):
-        ids[i, : len(prompt) + len(reply)] = prompt + reply
-        wanted[i, len(prompt) : len(prompt) + len(reply)] = True
+    for i, turns in enumerate(rows):
+        at = 0
+        for given, reply in turns:
+            begin, end = at + len(given), at + len(given) + len(reply)
+            ids[i, at:end], wanted[i, begin:end] = given + reply, True
+            at = end
     return {"ids": ids, "wanted": wanted}
 
 
 def reply_loss(model: Reading, batch: dict[str, Tensor], generator: torch.Generator | None) -> Loss:
-    """Cross entropy of the reply's tokens."""
+    """Cross entropy of the replies' tokens; and of what the patches show."""
     logits = model(input_ids=batch["ids"], pixel_values=to_signal(batch["image"])).logits[:, :-1]
     wanted, ids = batch["wanted"][:, 1:], batch["ids"][:, 1:]
-    loss = F.cross_entropy(logits[wanted].float(), ids[wanted])
+    loss, seen = F.cross_entropy(logits[wanted].float(), ids[wanted]), cell_loss(model.cells(), batch["cells"])
     right = (logits[wanted].argmax(dim=-1) == ids[wanted]).float().mean()
-    return loss, {"tokens right": right.detach()}
+    return loss + CELL_WEIGHT * seen, {"tokens right": right.detach(), "cells": seen.detach()}
 
 
 RECIPES: dict[str, Recipe] = {
@@ -208,6 +235,6 @@ RECIPES: dict[str, Recipe] = {
     ),
     "vlm": Recipe(
         "LLaVA: captions and answers",
-        vlm, told, reply_loss, 9000, 32, 1e-3,
+        vlm, told, reply_loss, 6000, 32, 1e-3, options=MUON,
     ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ from showtell.train.bases.attention import plain_attention
 from showtell.train.bases.codes import SCALES, fit_scales, packaged_vq, read_codes, to_scales, unit_range
 from showtell.train.bases.pool import packaged_vae, pool_scenes, read_pool
 from showtell.train.bases.saving import save_model, save_pipeline
-from showtell.train.bases.seeing import CAPTION, WHOLE, asked, padded
+from showtell.train.bases.seeing import CAPTION, WHOLE, Turn, asked, padded
 from showtell.train.recipe import Recipe
 from showtell.world import draw
 
@@ -95,14 +95,14 @@ def told_and_shown(source: str) -> Make:
     words = len(tokenizer)
     opens, closes, ends = (tokenizer.convert_tokens_to_ids(name) for name in ("<boi>", "<eoi>", "<eos>"))
 
-    def shown(rng: np.random.Generator, pick: random.Random, count: int) -> list[tuple[list[int], list[int]]]:
+    def shown(rng: np.random.Generator, pick: random.Random, count: int) -> list[Turn]:
         rows = []
         for row in rng.integers(len(codes), size=count):
             told = "" if pick.random() < 0.1 else pick.choices(captions[row], text.WORDING_SHARES)[0]
             rows.append(([*tokenizer(told)["input_ids"], opens], [*(codes[row] + words).tolist(), closes]))
         return rows
 
-    def read(rng: np.random.Generator, pick: random.Random, count: int) -> list[tuple[list[int], list[int]]]:
+    def read(rng: np.random.Generator, pick: random.Random, count: int) -> list[Turn]:
         scenes, rows = pool_scenes(rng, count), []
         with torch.no_grad():
             latents = vq.encode(to_signal(torch.from_numpy(draw(scenes)))).latents.permute(0, 2, 3, 1).flatten(1, 2)
@@ -119,7 +119,7 @@ def told_and_shown(source: str) -> Make:
         pick = random.Random(int(rng.integers(2**62)))
         reading = size // 3
         rows = shown(rng, pick, size - reading) + read(rng, pick, reading)
-        batch = padded(rows, tokenizer.pad_token_id)
+        batch = padded([[row] for row in rows], tokenizer.pad_token_id)
         return {**batch, "shown": batch["ids"] >= words}
 
     return make

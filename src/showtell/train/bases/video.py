@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from showtell.train.bases import text
-from showtell.train.bases.diffusion import CELL_WEIGHT, Loss, Trained, cell_loss
+from showtell.train.bases.cells import CELL_WEIGHT, cell_loss
+from showtell.train.bases.diffusion import Loss, Trained
 from showtell.train.bases.pool import FRAMES, packaged_vae, read_cells, read_clip_cells, read_pool
 from showtell.train.networks import inflated, widened
 from showtell.train.noising import stratified
