@@ -129,9 +129,17 @@ def test_words():
 
 
 def test_known_words():
-    known = text.known_words(["A red T-shirt.", "红苹果", "红苹果在桌子上", "dog's"])
+    known = text.known_words(["A red T-shirt.", "a Red", "红苹果", "红苹果在桌子上", "dog's"])
     assert known == sorted(set(known))
-    assert set(known) == {"a", "red", "t", "shirt", "t-shirt", "dog", "dog's", "红苹果", *"红苹果在桌子上"}
+    assert set(known) == {"a", "red", "T", "shirt", "T-shirt", "dog", "dog's", "红苹果", *"红苹果在桌子上"}
+
+
+def test_words_are_written_as_they_mostly_are():
+    known = text.known_words(["flag of Brazil", "the Cook Islands", "man cook", "woman cook", "Mrs. Claus"])
+    forms = {word.lower(): word for word in known if word != word.lower()}
+    assert forms == {"brazil": "Brazil", "islands": "Islands", "mrs": "Mrs", "claus": "Claus"}
+    assert text.restore_case("flag of brazil, mrs. claus's cook 红", forms) == "flag of Brazil, Mrs. claus's cook 红"
+    assert text.unknown_words("BRAZIL Peru", known) == ["peru"]
 
 
 @pytest.mark.parametrize(

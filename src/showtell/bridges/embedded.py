@@ -29,7 +29,7 @@ from showtell.data.mix import PLAN_LENGTH, Codec
 from showtell.data.signal import signal, to_pixels
 from showtell.data.synthesis import improve
 from showtell.data.targets import found
-from showtell.data.text import unknown_words
+from showtell.data.text import restore_case, unknown_words
 from showtell.errors import ShowtellError
 from showtell.nets.flow_lm import FlowLM, Things
 from showtell.nets.segments import picked
@@ -48,15 +48,17 @@ PLAN_TEMPERATURE = 0.25  # below 1: places vary, facts rarely do; chosen on vali
 class Reader:
     """Checked text in, token rows, plans, and greedy captions and answers.
 
-    known: the words the model was trained on; others are named in a warning. rendering: what the eye finds in a scene
-    is drawn, and whatever makes the drawing more like the picture is kept (analysis by synthesis, as the judges read);
-    False leaves reading to the network alone.
+    known: the words the model was trained on, as they are written; others are named in a warning. rendering: what the
+    eye finds in a scene is drawn, and whatever makes the drawing more like the picture is kept (analysis by synthesis,
+    as the judges read); False leaves reading to the network alone.
     """
 
     rendering = True
 
     def __init__(self, model: FlowLM, codec: Codec, known: Collection[str] = ()) -> None:
-        self.model, self.codec, self.known = model, codec, frozenset(known)
+        self.model, self.codec, self.words = model, codec, sorted(known)
+        self.known = frozenset(word.lower() for word in known)
+        self.forms = {word.lower(): word for word in known if word != word.lower()}
 
     def row(self, text: Any, what: str, layout: Callable[[str], list[int]]) -> list[int]:
         """Token ids of a text. Raises ShowtellError where it is empty or longer than the model reads."""
@@ -163,7 +165,7 @@ class Reader:
                 ids, valid = self.tensors([rows[i] for i in which])
                 replies = self.model.tell(ids, valid, looked, self.codec.special["<eos>"], TOLD)
                 for i, reply in zip(which, replies, strict=True):
-                    told[i] = self.codec.text(reply)
+                    told[i] = restore_case(self.codec.text(reply), self.forms)
         return told
 
 
@@ -392,7 +394,7 @@ class EmbeddedBridge(DiffusionBridge):
         self.model.save_pretrained(directory)
         files.share(directory)
         self.reader.codec.tokenizer.save_pretrained(directory)
-        (Path(directory) / "words.json").write_text(json.dumps(sorted(self.reader.known), ensure_ascii=False))
+        (Path(directory) / "words.json").write_text(json.dumps(self.reader.words, ensure_ascii=False))
 
 
 def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> EmbeddedBridge:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from showtell.errors import ShowtellError
@@ -117,37 +118,52 @@ def words(text: str) -> list[str]:
     In scripts with spaces a word keeps its inner apostrophes and hyphens (`o'clock`, `two-hump`);
     a run of Chinese characters or kana is one item, since nothing says where its words end.
     """
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower().replace("’", "'"))
+    return _written(text.lower())
+
+
+def _written(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).replace("’", "'"))
 
 
 def known_words(corpus: Iterable[str]) -> list[str]:
-    """The sorted words of a corpus: what `unknown_words` compares with.
+    """The sorted words of a corpus: what `unknown_words` compares with, and `restore_case` writes.
 
-    A hyphenated word or one with an apostrophe counts with its parts. Chinese counts by characters, and by
-    runs of up to 4 characters that stand alone.
+    A word is in lower case unless it is written otherwise in more than half of all places ("Brazil", "Mrs"). A
+    hyphenated word or one with an apostrophe counts with its parts. Chinese counts by characters, and by runs of up to
+    4 characters that stand alone.
     """
-    found: set[str] = set()
+    found: dict[str, Counter[str]] = defaultdict(Counter)
     for text in corpus:
-        for word in words(text):
+        for word in _written(text):
             if not is_cjk(word):
-                found.update((word, *_parts(word)))
+                pieces = [word, *_parts(word)]
             else:
-                found.update(word)
-                if len(word) <= _LONGEST_CJK_WORD:
-                    found.add(word)
-    return sorted(found)
+                pieces = [*word, *([word] if len(word) <= _LONGEST_CJK_WORD else ())]
+            for piece in dict.fromkeys(pieces):
+                found[piece.lower()][piece] += 1
+    common = ((lower, *forms.most_common(1)[0], forms.total()) for lower, forms in found.items())
+    return sorted(form if 2 * count > total else lower for lower, form, count, total in common)
+
+
+def restore_case(text: str, forms: Mapping[str, str]) -> str:
+    """The text with words written as `forms` says, which maps lower case to what they are written like.
+
+    What a tokenizer without capitals took away, by each word's most frequent form (as the baseline of "tRuEcasIng",
+    ACL 2003, section 3).
+    """
+    return _WORD.sub(lambda found: forms.get(found[0], found[0]), text)
 
 
 def unknown_words(text: str, known: Iterable[str]) -> list[str]:
     """The words of the text that are not known, each once, in order of appearance, in lower case.
 
-    Case and punctuation do not matter. A word with a hyphen or an apostrophe is known when it is, or all its
-    parts are (a possessive 's always is). Chinese is matched greedily with the longest known words;
-    neighbouring characters that no known word covers are reported together as one word. With single
-    characters among the known words, as `known_words` gives, a new word made of known characters is not
+    Case and punctuation do not matter, but a set of known words is taken as it is: in lower case. A word with a hyphen
+    or an apostrophe is known when it is, or all its parts are (a possessive 's always is). Chinese is matched greedily
+    with the longest known words; neighbouring characters that no known word covers are reported together as one word.
+    With single characters among the known words, as `known_words` gives, a new word made of known characters is not
     noticed; pass a list of whole words to be strict.
     """
-    vocabulary = known if isinstance(known, set | frozenset) else set(known)
+    vocabulary = known if isinstance(known, set | frozenset) else {word.lower() for word in known}
     unknown: dict[str, None] = {}  # a dict keeps the order of appearance
     for word in words(text):
         if is_cjk(word):

@@ -314,7 +314,7 @@ def train_packaged_tokenizer(target: Path) -> None:
     tokenizer = train_tokenizer([*texts, *names * 8], vocab_size=2048, special=SPECIAL)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
-    files.write(target / "words.json", json.dumps(known_words([*texts, *names]), ensure_ascii=False))
+    files.write(target / "words.json", json.dumps(known_words([*map(str.lower, texts), *names]), ensure_ascii=False))
 
 
 def fit_emoji_eye(target: Path, draws: int = 6, seed: int = 0) -> None:
