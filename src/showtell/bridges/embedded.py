@@ -48,9 +48,9 @@ PLAN_TEMPERATURE = 0.25  # below 1: places vary, facts rarely do; chosen on vali
 class Reader:
     """Checked text in, token rows, plans, and greedy captions and answers.
 
-    known: the words the model was trained on, as they are written; others are named in a warning. rendering: what the
-    eye finds in a scene is drawn, and whatever makes the drawing more like the picture is kept (analysis by synthesis,
-    as the judges read); False leaves reading to the network alone.
+    known: the words the model was trained on, as English writes them; others are named in a warning. rendering: what
+    the eye finds in a scene is drawn, and whatever makes the drawing more like the picture is kept (analysis by
+    synthesis, as the judges read); False leaves reading to the network alone.
     """
 
     rendering = True
@@ -142,7 +142,8 @@ class Reader:
         if language not in LANGUAGES:
             raise ShowtellError(f"unsupported language {language!r}; use one of: {', '.join(LANGUAGES)}")
         source = signal(images, 64, self.model.device)
-        return self._tell([self.codec.caption(language)] * len(source), source)
+        told = self._tell([self.codec.caption(language)] * len(source), source)
+        return [restore_case(text, self.forms) for text in told] if language == "en" else told
 
     def answer(self, images: Any, questions: Any) -> list[str]:
         source, asked = signal(images, 64, self.model.device), as_list(questions)
@@ -165,7 +166,7 @@ class Reader:
                 ids, valid = self.tensors([rows[i] for i in which])
                 replies = self.model.tell(ids, valid, looked, self.codec.special["<eos>"], TOLD)
                 for i, reply in zip(which, replies, strict=True):
-                    told[i] = restore_case(self.codec.text(reply), self.forms)
+                    told[i] = self.codec.text(reply)
         return told
 
 

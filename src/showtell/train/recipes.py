@@ -309,12 +309,15 @@ def train_packaged_tokenizer(target: Path) -> None:
     from showtell.data.emoji import load
     from showtell.data.text import known_words, train_tokenizer
 
-    texts = list(corpus())
-    names = [name for item in load().items for code in ("en", "zh", "es") if (name := item.names.get(code))]
+    texts, items = list(corpus()), load().items
+    english = [item.names["en"] for item in items]
+    names = [name for item in items for code in ("en", "zh", "es") if (name := item.names.get(code))]
     tokenizer = train_tokenizer([*texts, *names * 8], vocab_size=2048, special=SPECIAL)
     target.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(target)
-    files.write(target / "words.json", json.dumps(known_words([*map(str.lower, texts), *names]), ensure_ascii=False))
+    forms = {word.lower(): word for word in known_words(english)}  # nothing else in the corpus has capitals
+    known = [forms.get(word, word) for word in known_words(map(str.lower, [*texts, *names]))]
+    files.write(target / "words.json", json.dumps(sorted(known), ensure_ascii=False))
 
 
 def fit_emoji_eye(target: Path, draws: int = 6, seed: int = 0) -> None:
