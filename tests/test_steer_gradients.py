@@ -9,7 +9,7 @@ import torch
 
 from showtell.errors import ShowtellError
 from showtell.steer.gradients import AttentionGradient, excite, inside
-from showtell.steer.maps import RecordMaps, TokenMaps, averaged, places
+from showtell.steer.maps import RecordMaps, TokenMaps, among_words, averaged, places
 from steering import FAMILIES, PROMPTS, sampled
 
 LEFT = (0.0, 0.0, 0.5, 1.0)
@@ -93,6 +93,16 @@ def test_recorded_maps(name: str) -> None:
     [maps] = found
     assert maps.shape[0] == 2 and maps.shape[2:] == (4, 4)
     assert (maps.sum(dim=1) - 1).abs().max() < 1e-5  # every image token spends all its attention on the text
+
+
+def test_words_are_compared_without_the_start_token() -> None:
+    maps = torch.tensor([0.9, 0.03, 0.02, 0.05]).view(1, 4, 1, 1).expand(1, 4, 2, 2)
+    weights = torch.tensor([3.0, 2.0, 5.0]).exp()
+    expected = torch.cat([torch.tensor([0.9]), weights / weights.sum()])
+    torch.testing.assert_close(among_words(maps)[0, :, 1, 0], expected)
+    inner = among_words(maps, 1, -1, sharpness=10.0)[0, :, 0, 0]
+    torch.testing.assert_close(inner[[0, 3]], torch.tensor([0.9, 0.05]))
+    torch.testing.assert_close(inner[1:3], torch.tensor([0.3, 0.2]).softmax(0))
 
 
 def test_average_over_places() -> None:

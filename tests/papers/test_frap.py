@@ -56,7 +56,7 @@ def test_maps_are_compared_among_words(name: str) -> None:
             values = torch.full_like(maps[0].values, 0.01)
             values[:, 0], values[:, 3] = 0.9, 0.2
             flat = [frap.TokenMaps(maps[0].place, values)]
-            seen["sharp"], seen["plain"] = frap.among_words(run, flat), frap.among_words(run, flat, 0.0)
+            seen["sharp"], seen["plain"] = frap.compared(run, flat), frap.compared(run, flat, 0.0)
             return super().losses(run, maps)
 
     sampled(name, Seeing())

@@ -19,6 +19,7 @@ from showtell.language.review import compare
 from showtell.world.edits import KINDS as EDITS
 from showtell.world.edits import apply, edits
 from showtell.world.language import STYLES, caption, language_of, module
+from showtell.world.language.english import article, indefinite
 from showtell.world.language.parsing import WORD_FLOOR
 from showtell.world.language.reference import ReferenceFailed, refer
 from showtell.world.language.templates import fill
@@ -362,8 +363,7 @@ def _free_questions(split: Split) -> list[Question]:
     for entity in split.entities:
         if entity.count == 1:
             name = _name(entity)
-            article = "an" if name[0] in "aeiou" else "a"
-            made.append(Question("existence", f"is there {article} {name}?", "yes"))
+            made.append(Question("existence", f"is there {indefinite(name)}?", "yes"))
         else:
             made.append(Question("existence", f"are there {_name(entity)}?", "yes"))
             made.append(Question("count", f"how many {_name(entity)} are there?", str(entity.count)))
@@ -450,7 +450,7 @@ def _articles(text: str) -> str:
     import re
 
     def fitting(match: re.Match[str]) -> str:
-        article = match.group(1)
-        return f"{article[0]}{'n' if match.group(3)[0].lower() in 'aeiou' else ''}{match.group(2)}{match.group(3)}"
+        before, space, word = match.groups()
+        return f"{before[0]}{article(word)[1:]}{space}{word}"
 
     return re.sub(r"\b([Aa]n?)(\s+)([A-Za-z]+)", fitting, text)

@@ -14,6 +14,7 @@ from showtell.language.results import Box, Layout, Placed, Split
 from showtell.world.draw import boxes
 from showtell.world.language import module
 from showtell.world.language.captions import stated
+from showtell.world.language.english import indefinite
 from showtell.world.language.parsing import WORD_FLOOR
 from showtell.world.layout import place
 from showtell.world.scene import Scene
@@ -84,7 +85,7 @@ def _placed(split: Split, found: list[list[Box]]) -> list[Placed]:
     placed = []
     for i, (entity, its) in enumerate(zip(split.entities, found, strict=True)):
         one = " ".join([*(span.text for span in entity.modifiers), singular(entity.head.text)])
-        prompt = entity.phrase.text if entity.count == 1 else f"{'an' if one[0].lower() in 'aeiou' else 'a'} {one}"
+        prompt = entity.phrase.text if entity.count == 1 else indefinite(one)
         placed += [Placed(entity.phrase.text, prompt, box, i) for box in its]
     return placed
 

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from showtell.world.language.english import article
+
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in fractions of the width and height, from 0 to 1."""
 
@@ -78,7 +80,7 @@ class Split:
         for span, _ in sorted(self.pairs, key=lambda pair: -pair[0].start):
             if span not in modifiers:
                 text = text[: span.start] + text[span.stop :].lstrip(" ,")
-        return re.sub(r"\b([Aa])n? (?=(\w))", lambda found: found[1] + ("n " if found[2] in "aeiou" else " "), text)
+        return re.sub(r"\b([Aa])n? (?=(\w))", lambda found: f"{found[1]}{article(found[2])[1:]} ", text)
 
     @property
     def concepts(self) -> list[str]:

@@ -28,7 +28,7 @@ class Entity:
     @property
     def noun(self) -> str:
         """With its article: "a tomato"."""
-        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+        return english.indefinite(self.name)
 
     @property
     def description(self) -> str:

@@ -133,7 +133,7 @@ class Mixed(Technique):
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
         other = run.encode(spread(self.other, len(run.prompts), "prompt"))
-        run.text = mixed(run.text, _like(other, run.text), self.amount)
+        run.text = mixed(run.text, completed(other, run.text), self.amount)
 
 
 class Direction(Technique):
@@ -173,10 +173,10 @@ class PromptSchedule(Technique):
         if not hasattr(state, "own"):
             state.own = run.text
         wanted = [self.choose(run.progress, own) for own in run.prompts]
-        run.text = state.own if wanted == run.prompts else _like(run.encode(wanted), state.own)
+        run.text = state.own if wanted == run.prompts else completed(run.encode(wanted), state.own)
 
 
-def _like(text: Text, own: Text) -> Text:
+def completed(text: Text, own: Text) -> Text:
     """A further text with what the call added to its own (sizes, reference images)."""
     missing = {name: value for name, value in own.extra.items() if name not in text.extra}
     extra: dict[str, Any] = {**text.extra, **missing}

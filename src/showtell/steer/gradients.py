@@ -10,7 +10,7 @@ import torch
 from ..bridges.base import Run, Technique
 from ..bridges.layout import Place
 from ..errors import ShowtellError
-from .maps import TokenMaps, Where, averaged, places, token_maps
+from .maps import TokenMaps, Where, among_words, averaged, places, token_maps
 from .regions import Box, mask_on, positions_of
 
 Loss = Callable[[Run, list[TokenMaps]], torch.Tensor]
@@ -87,12 +87,12 @@ def excite(*phrases: str) -> Loss:
     """
 
     def loss(run: Run, maps: list[TokenMaps]) -> torch.Tensor:
-        attention = (averaged(maps)[:, 1:] * 100).softmax(dim=1)
+        attention = among_words(averaged(maps))
         smooth = torch.nn.functional.avg_pool2d(attention, 3, stride=1, padding=1, count_include_pad=False)
         peaks = smooth.flatten(2).amax(dim=2)
         rows = []
         for row, prompt in enumerate(run.prompts):
-            columns = [[p - 1 for p in positions_of(run, prompt, phrase)] for phrase in phrases]
+            columns = [list(positions_of(run, prompt, phrase)) for phrase in phrases]
             found = [1 - peaks[row, column].mean() for column in columns if column]
             rows.append(torch.stack(found).amax() if found else peaks[row].sum() * 0)
         return torch.stack(rows)

@@ -10,7 +10,7 @@ import torch
 from ..bridges.base import Run, spread
 from ..bridges.layout import Place
 from .gradients import AttentionGradient
-from .maps import near, smoothed
+from .maps import among_words, near, smoothed
 from .regions import Box, cells, positions_of
 
 Boxes = Mapping[str, Sequence[Box]]
@@ -86,12 +86,12 @@ class Refocus(AttentionGradient):
 
     def losses(self, run: Run, maps: Any) -> torch.Tensor:
         grid, cross = maps[0][1], [one for part, _, one in maps if part == "cross"]
-        words = (self.sharpness * torch.stack(cross).mean(dim=0)[..., 1:]).softmax(dim=-1)  # without the start token
-        words = smoothed(words.transpose(1, 2).unflatten(-1, grid))
+        words = torch.stack(cross).mean(dim=0).transpose(1, 2).unflatten(-1, grid)
+        words = smoothed(among_words(words, sharpness=self.sharpness))
         rows = []
         for row, group in enumerate(run.state(self).groups):
             masks = [torch.stack([cells(box, grid) for box in boxes]).to(words.device) for _, boxes in group]
             losses = [self_loss(one[row], masks) for part, _, one in maps if part == "self" and masks]
-            total = cross_loss(words[row], [[at - 1 for at in each] for each, _ in group], masks)
+            total = cross_loss(words[row], [list(each) for each, _ in group], masks)
             rows.append(total + sum(losses) / max(1, len(losses)))
         return torch.stack(rows)

@@ -25,12 +25,12 @@ from showtell.train.networks import inflated
 from showtell.train.noising import Noising
 from showtell.train.trainer import fit
 from showtell.world import Scene, draw, sample
+from showtell.world.motion import STEP
 from showtell.world.scene import Motion
 
 SIDE, FRAMES, LENGTH = 32, 3, 12
 REACH = (0.2, 0.8)
 """Where things begin and end, in canvas units."""
-STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 WORLD: dict[str, Any] = PLAIN | {"objects": 1, "shape": ("circle", "square", "star", "heart")}
 
 

@@ -18,6 +18,7 @@ from showtell.train.noising import Noising
 from showtell.train.samples import paired
 from showtell.train.trainer import fit
 from showtell.world import Scene, draw
+from showtell.world.language.english import indefinite
 from showtell.world.scene import COLOURS
 
 FACTS = ("colour", "background", "shape")
@@ -59,7 +60,7 @@ def _compound(before: Scene, rng: random.Random, size: int) -> Compound:
     said = {
         "colour": f"make the {name} {asked.get('colour')}",
         "background": f"change the background to {asked.get('background')}",
-        "shape": f"replace the {name} with {'an' if new[:1] in tuple('aeiou') else 'a'} {new}",
+        "shape": f"replace the {name} with {indefinite(new)}",
     }
     thing = replace(before.objects[0], **{key: asked[key] for key in ("colour", "shape") if key in asked})
     after = replace(before, objects=(thing,), background=asked.get("background", before.background))

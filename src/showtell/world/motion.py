@@ -24,7 +24,7 @@ _LEAST = 0.12  # ... and how far it goes in any case, so that the direction can 
 _GROWTH = 1.6
 _HOP = 0.22  # height of a bounce
 _PAN, _ZOOM = 0.22, 1.5  # of the camera, from first to last frame
-_STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def draw_clip(scenes: Scene | Sequence[Scene], frames: int = 16, size: int = 64) -> NDArray[np.uint8]:
@@ -58,7 +58,7 @@ def view_at(scene: Scene, t: float) -> View:
     """What the camera sees at t in [0, 1]. Panning left, objects move to the right."""
     kind, _, to = scene.camera.partition(" ")
     if kind == "pan":
-        dx, dy = _STEP[to]
+        dx, dy = STEP[to]
         return View(_PAN * t * dx, _PAN * t * dy, 1.0)
     if kind == "zoom":
         return View(0.0, 0.0, _ZOOM ** (t if to == "in" else -t))
@@ -77,7 +77,7 @@ def pose_at(thing: SceneObject, t: float) -> Pose:
         return rest
     match motion.kind:
         case "translate":
-            dx, dy = _STEP[motion.to]
+            dx, dy = STEP[motion.to]
             along = thing.x if dx else thing.y
             room = (1 - along if dx + dy > 0 else along) - thing.radius
             far = min(TRAVEL, max(room, _LEAST)) * t

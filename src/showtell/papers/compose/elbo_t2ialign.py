@@ -46,6 +46,7 @@ from showtell.steer.segment import normalised
 from showtell.train.noising import Noised, Noising
 from showtell.train.samples import drawn
 from showtell.world.draw import masks, topmost
+from showtell.world.language.english import indefinite
 from showtell.world.sampling import sample
 
 ELBO_LEVELS, MAP_LEVELS = tuple(range(1, 999, 50)), tuple(range(20, 201, 20))
@@ -271,7 +272,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     pair = {**BARE, "objects": 2, "size": ("small", "large"), "background": "white", "distinct": ("shape", "size")}
 
     def and_of(classes: Sequence[str]) -> str:
-        return " and ".join(f"{'an' if name[0] in 'aeiou' else 'a'} {name}" for name in classes)
+        return " and ".join(map(indefinite, classes))
 
     def scenes_of(split: str, count: int) -> tuple[list[Any], list[list[str]]]:
         scenes = sample(count, lab.seed + (split == "validation"), split, **pair)

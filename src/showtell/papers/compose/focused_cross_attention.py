@@ -33,6 +33,7 @@ from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.maps import near
 from showtell.steer.phrases import at_site, group_maps, membership, phrases, things_of
 from showtell.steer.regions import words_of
+from showtell.world.language.english import indefinite
 
 EXAMPLE = """
 import showtell
@@ -126,7 +127,7 @@ class DisCLIP(Technique):
         tokens = run.text.tokens.clone()
         for row, prompt in enumerate(run.prompts if self.amount else []):
             for phrase in phrases(words_of(run, prompt)):
-                alone = f"{'an' if phrase.text[0].lower() in 'aeiou' else 'a'} {phrase.text}"
+                alone = indefinite(phrase.text)
                 encoded, [_, *own] = run.encode(alone).tokens[0], words_of(run, alone)
                 for word, same in zip((*phrase.modifiers, phrase.noun), own, strict=True):
                     there, here = list(word.positions), list(same.positions)

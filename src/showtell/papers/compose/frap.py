@@ -35,7 +35,7 @@ from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.embeddings import WordWeights, null_tokens, weighted
 from showtell.steer.gradients import AttentionGradient
-from showtell.steer.maps import TokenMaps, Where, averaged, near, places, smoothed, token_maps
+from showtell.steer.maps import TokenMaps, Where, among_words, averaged, near, places, smoothed, token_maps
 from showtell.steer.phrases import Thing, phrases, things_of
 from showtell.steer.regions import words_of
 
@@ -71,26 +71,21 @@ def objective(maps: torch.Tensor, things: Sequence[Thing], binding: float = 1.0)
     return total - binding * torch.stack(overlap).mean() if overlap else total
 
 
-def among_words(run: Run, maps: list[TokenMaps], sharpness: float = 100.0) -> torch.Tensor:
-    """Smoothed maps (n, tokens, height, width) of what each place attends to most, as Attend-and-Excite compares them
-    (arXiv 2301.13826, section 3.2): a softmax over the tokens but the start token, where a text has one.
+def compared(run: Run, maps: list[TokenMaps], sharpness: float = 100.0) -> torch.Tensor:
+    """Smoothed maps (n, tokens, height, width), `among_words` but the start token, where a text has one.
 
     sharpness: times the attention in the softmax; 0 leaves the probabilities as they are.
     """
-    together = averaged(maps)
     words = [word.positions for prompt in run.prompts for word in words_of(run, prompt) if word.positions]
-    start = min(map(min, words), default=0)
-    if sharpness:
-        compared = (sharpness * together[:, start:]).softmax(dim=1)
-        together = torch.cat([together[:, :start], compared], dim=1)
-    return smoothed(together)
+    together, start = averaged(maps), min(map(min, words), default=0)
+    return smoothed(among_words(together, start, sharpness=sharpness) if sharpness else together)
 
 
 class Frap(Technique):
     """Adapts a weight per object and modifier token: weight <- clip(weight - step_size * slope of the objective).
 
     step_size 0 changes nothing. binding: weight of the overlap (the paper's lambda). until: fraction of the sampling.
-    bounds: of the weights, which start at 1. sharpness: see `among_words`. things: noun -> its modifiers, where a
+    bounds: of the weights, which start at 1. sharpness: see `compared`. things: noun -> its modifiers, where a
     prompt has them; None finds each prompt's own. where: the attention to read, by default the grid nearest to 16x16.
     """
 
@@ -158,7 +153,7 @@ class Frap(Technique):
 
     def losses(self, run: Run, maps: list[TokenMaps]) -> torch.Tensor:
         """The objective of every sample, (n,)."""
-        rows = zip(among_words(run, maps, self.sharpness), run.state(self).things, strict=True)
+        rows = zip(compared(run, maps, self.sharpness), run.state(self).things, strict=True)
         return torch.stack([objective(row, things, self.binding) for row, things in rows])
 
     def slope(self, run: Run, losses: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -176,7 +171,7 @@ class RandomSigns(Frap):
 
 def latent_loss(run: Run, maps: list[TokenMaps]) -> torch.Tensor:
     """The same objective as a loss for `AttentionGradient`, (n,)."""
-    rows = zip(among_words(run, maps), things_of(run), strict=True)
+    rows = zip(compared(run, maps), things_of(run), strict=True)
     return torch.stack([objective(row, things) for row, things in rows])
 
 

@@ -39,6 +39,7 @@ from showtell.steer.gradients import AttentionGradient
 from showtell.steer.maps import TokenMaps, averaged, near, smoothed
 from showtell.steer.overlaps import centroids, pairwise_overlap, shares
 from showtell.steer.regions import words_of
+from showtell.world.language.english import indefinite
 
 SIDES = {"left of": (0, 1.0), "right of": (0, -1.0), "above": (1, 1.0), "below": (1, -1.0)}  # axis, sign
 MARGIN = 0.2
@@ -78,13 +79,11 @@ class Demand:
 def demands(split: Split) -> list[Demand]:
     """What a prompt demands: its things, their modifiers, and where they are to be from each other."""
 
-    def a(noun: str) -> str:
-        return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
-
     heads = [entity.head for entity in split.entities]
-    things = [Demand("thing", (head,), f"is there {a(head.text)}?") for head in heads]
+    things = [Demand("thing", (head,), f"is there {indefinite(head.text)}?") for head in heads]
     said = [
-        Demand("attribute", (word, head), f"is there {a(f'{word.text} {head.text}')}?") for word, head in split.pairs
+        Demand("attribute", (word, head), f"is there {indefinite(f'{word.text} {head.text}')}?")
+        for word, head in split.pairs
     ]
     sides = [
         Demand(link.kind, (heads[link.subject], heads[other]), f"is the {heads[link.subject].text} {link.kind} the "

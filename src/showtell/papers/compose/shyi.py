@@ -40,7 +40,7 @@ from showtell.language import Link, Split
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, PromptSet
 from showtell.steer.gradients import AttentionGradient
-from showtell.steer.maps import TokenMaps, averaged, near, smoothed
+from showtell.steer.maps import TokenMaps, among_words, averaged, near, smoothed
 from showtell.steer.regions import words_of
 from showtell.world import Scene, sample
 
@@ -133,10 +133,10 @@ class Shyi(AttentionGradient):
 
     def loss_of(self, run: Run, maps: list[TokenMaps]) -> torch.Tensor:
         state = run.state(self)
-        seen = smoothed((averaged(maps)[:, 1:-1] * 100).softmax(dim=1))  # without the first and the last token
+        seen = smoothed(among_words(averaged(maps), 1, -1))  # but for the first and the last token
         losses = []
         for row, (tokens, pairs) in enumerate(state.graphs):
-            at = [token - 1 for token in tokens]
+            at = list(tokens)
             found = [seen[row, at].flatten(1)] + (
                 [] if state.previous is None else [state.previous[row, at].flatten(1)]
             )

@@ -34,7 +34,7 @@ from showtell.errors import ShowtellError
 from showtell.measure.edits import alone, rebuilt_psnr
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.blend import _masks, blended
-from showtell.steer.embeddings import _like, mixed
+from showtell.steer.embeddings import completed, mixed
 from showtell.steer.inversion import EditFriendlyInversion, Inversion
 from showtell.steer.maps import near, token_maps
 from showtell.steer.regions import Box
@@ -106,7 +106,7 @@ class TurboEdit(Technique):
         state, clean = run.state(self), self.latents_.to(latents)
         source = run.text
         if self.source is not None:
-            source = _like(run.encode(spread(self.source, len(run.prompts), "source")), run.text)
+            source = completed(run.encode(spread(self.source, len(run.prompts), "source")), run.text)
         made = nothing = torch.zeros_like(clean)
         state.noise, state.kept, state.maps, state.inverting = [], [], [], True
         for timestep in run.timesteps:

@@ -28,6 +28,7 @@ from showtell.measure.statistics import spearman
 from showtell.measure.vqa import QUESTION, vqa_table
 from showtell.pictures import to_pil
 from showtell.world import Scene, SceneObject, draw
+from showtell.world.language.english import indefinite
 
 EXAMPLE = """
 import showtell
@@ -95,8 +96,7 @@ def asking(judge: Any, question: str = QUESTION) -> Ask:
 
 
 def a(*words: str) -> str:
-    said = " ".join(word for word in words if word)
-    return f"{'an' if said[0] in 'aeiou' else 'a'} {said}"
+    return indefinite(" ".join(word for word in words if word))
 
 
 def dimcim(

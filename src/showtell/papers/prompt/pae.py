@@ -32,7 +32,7 @@ from showtell.language.timed import parse, shown
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, SIDES
 from showtell.measure.scores import read
-from showtell.steer.embeddings import _like, renormalised
+from showtell.steer.embeddings import completed, renormalised
 from showtell.steer.regions import words_of
 from showtell.train import policy
 from showtell.train.policy import Drawn
@@ -68,7 +68,7 @@ class DynamicPrompts(Technique):
         wanted = [shown(parts, run.step, run.steps) for parts in state.parts]
         if wanted == state.now:
             return
-        state.now, text = wanted, _like(run.encode([prompt for prompt, _ in wanted]), state.own)
+        state.now, text = wanted, completed(run.encode([prompt for prompt, _ in wanted]), state.own)
         factors = torch.ones(text.tokens.shape[:2])
         for row, (prompt, weighted) in enumerate(wanted):
             for span, weight in weighted:

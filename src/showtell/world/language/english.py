@@ -135,8 +135,17 @@ def value(name: str, what: Any, shape: str = "thing", count: int = 1) -> str:
 
 
 def a(said: Mapping[str, Any]) -> str:
-    words = noun(said)
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    return indefinite(noun(said))
+
+
+def article(words: str) -> str:
+    """ "a" or "an", by the first letter of the words that follow."""
+    return "an" if words[:1].lower() in {*"aeiou"} else "a"
+
+
+def indefinite(words: str) -> str:
+    """Words with their article: "an orange ring"."""
+    return f"{article(words)} {words}"
 
 
 def the(said: Mapping[str, Any], count: int = 1) -> str:
