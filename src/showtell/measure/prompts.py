@@ -321,7 +321,8 @@ def prompt_set(
 
     split: "test", or "validation" for tuning; no prompt of one occurs in the other, whatever the seeds.
     kinds: some of the set's kinds instead of all: relations for "relations", edits for "edits", motions for "motion",
-    styles for "styles", "real" or "invented" for "knowledge", size, texture or state for "attributes".
+    styles for "styles", "real" or "invented" for "knowledge", size, texture or state for "attributes", "shapes" or
+    "same-shape" for "bindings".
     Raises ShowtellError: unknown name, split or kind, n below 1, or fewer than n different prompts found.
     """
     if name not in _SETS:
@@ -401,6 +402,13 @@ def _attribute(kind: str) -> dict[str, Any]:
     return PLAIN | {kind: unusual[kind], "objects": (1, 2), "distinct": ("shape", "colour")}
 
 
+def _binding(kind: str) -> dict[str, Any]:
+    """Two things of different colour and texture, none solid; of different shapes, or of one."""
+    shapes = {"same": "shape"} if kind == "same-shape" else {}
+    distinct = ("colour", "texture", *(() if shapes else ("shape",)))
+    return PLAIN | {"objects": 2, "texture": TEXTURES[1:], "relation": SIDES, "distinct": distinct, **shapes}
+
+
 def _edited(seed: int, split: str, kinds: Sequence[str]) -> Stream:
     """Instructions of each kind in turn, for plain scenes of two or three different objects."""
     scenes = _scenes(seed, split, objects=(2, 3), distinct=("shape", "colour"), **BARE)
@@ -460,11 +468,7 @@ def _named(scene: Scene, entities: Sequence[Entity]) -> str:
 _SETS: dict[str, tuple[Make, Sequence[str]]] = {
     "pairs": (_captions(objects=2, distinct=("shape", "colour"), relation=SIDES, **PLAIN), ()),
     "same-shape": (_captions(objects=(2, 3), same="shape", distinct="colour", relation=SIDES, **PLAIN), ()),
-    "bindings": (
-        _captions(objects=2, distinct=("shape", "colour", "texture"), relation=SIDES,
-                  **(PLAIN | {"texture": TEXTURES[1:]})),
-        (),
-    ),
+    "bindings": (_in_turn(_binding), ("shapes", "same-shape")),
     "objects-3-4": (_captions(objects=(3, 4), distinct=("shape", "colour"), **PLAIN), ()),
     "counts": (
         _in_turn(lambda k: PLAIN | {"count": int(k), "size": ("small", "medium"), "background": BACKGROUNDS}),

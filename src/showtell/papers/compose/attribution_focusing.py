@@ -124,9 +124,7 @@ class RandomOwner(AttributionFocusing):
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    # Colours are the only attributes here, and there is little to gain: 0.94 of six validation prompts' objects were
-    # complete without the method and with it.
-    bridge, prompts = lab.base("unet"), lab.prompts("objects-3-4")
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings")
     off: dict[str, Any] = {"temperature": 1.0, "mask_from": 1.0, "nouns": (1.0, 1.0), "modifiers": (1.0, 1.0)}
 
     def arm(*using: Technique) -> Any:

@@ -168,7 +168,7 @@ def flows(maps: torch.Tensor, pixels: torch.Tensor, keys: torch.Tensor) -> tuple
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    bridge, prompts = lab.base("unet"), lab.prompts("same-shape")
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings", kinds="same-shape")
     boxes = [named_boxes(*pair) for pair in zip(prompts.phrases, prompts.boxes, strict=True)]
 
     def arm(*using: Technique) -> Any:

@@ -137,8 +137,7 @@ class DisCLIP(Technique):
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    # On six validation prompts the base bound 0.92 of these objects to their colours, and all of `objects-3-4`.
-    bridge, prompts = lab.base("unet"), lab.prompts("same-shape")
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings")
 
     def arm(*using: Technique) -> Any:
         return lambda seed: bridge.generate(prompts.texts, using=using, seed=seed)

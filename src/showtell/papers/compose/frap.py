@@ -176,8 +176,7 @@ def latent_loss(run: Run, maps: list[TokenMaps]) -> torch.Tensor:
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    # Of two objects the base drops few and mixes none, so there would be little to gain.
-    bridge, prompts = lab.base("unet"), lab.prompts("objects-3-4")
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings")
     named = [phrases(bridge.words(text)) for text in prompts.texts]
     heavier = [{word: 1.2 for one in each for word in one.text.split()} for each in named]
     # The steps that Attend-and-Excite and Divide-and-Bind take on latents.

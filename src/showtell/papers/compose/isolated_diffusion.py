@@ -203,7 +203,7 @@ def attached(lab: Lab, n: int) -> PromptSet:
 
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, clip, lm = lab.base("unet"), lab.base("clip"), language.load()
-    found = lab.prompts("objects-3-4", max(1, lab.n // 2))
+    found = lab.prompts("bindings", max(1, lab.n // 2), kinds="shapes")
     said = attached(lab, max(1, lab.n // 2))
     splits, parts = [lm.split(text) for text in found.texts], [attachments(lm.split(text), 1) for text in said.texts]
 

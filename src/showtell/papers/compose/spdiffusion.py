@@ -161,7 +161,7 @@ class Scattered(SPDiffusion):
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    bridge, prompts = lab.base("unet"), lab.prompts("same-shape")
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings", kinds="same-shape")
 
     def arm(*using: Technique, more: int = 0) -> Any:
         steps = bridge.adapter.steps + more

@@ -180,7 +180,7 @@ def binding_loss(run: Run, maps: list[TokenMaps], groups: Any = None) -> torch.T
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    bridge, prompts = lab.base("unet"), lab.prompts("objects-3-4")
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings")
     # The steps that Attend-and-Excite takes.
     latent = AttentionGradient(binding_loss, places(largest=16), size=lambda t: 20 * (1 - t / 2) ** 0.5, until=0.3)
 

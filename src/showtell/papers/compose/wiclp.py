@@ -36,6 +36,7 @@ from showtell.train.noising import Noising
 from showtell.train.samples import latents_of, paired
 from showtell.train.trainer import fit
 from showtell.world import sample
+from showtell.world.scene import TEXTURES
 
 EXAMPLE = """
 import showtell
@@ -144,11 +145,10 @@ OFF_BELOW = 800.0  # the paper's
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    bridge, prompts = lab.base("unet"), lab.prompts("objects-3-4", max(1, lab.n // 2))
-    known = lab.validation("objects-3-4", PAIRS)
-    single = PromptSet.of(
-        "one object", sample(max(1, lab.n // 2), lab.seed, lab.split, **PLAIN | {"objects": 1}), lab.seed, lab.split
-    )
+    bridge, prompts = lab.base("unet"), lab.prompts("bindings", max(1, lab.n // 2))
+    known = lab.validation("bindings", PAIRS)
+    plain = PLAIN | {"objects": 1, "texture": TEXTURES[1:]}
+    single = PromptSet.of("one object", sample(len(prompts), lab.seed, lab.split, **plain), lab.seed, lab.split)
 
     def make(window: int, captions: Sequence[str], seed: int) -> nn.Module:
         latents = latents_of(bridge, known.renders)
