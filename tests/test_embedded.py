@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from parsing import certain
 from showtell import Technique
@@ -313,6 +314,10 @@ def test_saved_bridge_loads_and_damaged_ones_are_refused(bridge: EmbeddedBridge,
     picture = Image.new("RGB", (64, 64), "green")
     assert torch.allclose(again.embed(images=picture), bridge.embed(images=picture), atol=1e-6)
     weights = tmp_path / "model.safetensors"
+    kept = {name: value for name, value in load_file(weights).items() if name != "grounding.before.weight"}
+    save_file(kept, weights, {"format": "pt"})
+    with pytest.raises(ShowtellError, match=r"lacks grounding\.before\.weight"):  # and is not made up
+        load_embedded(tmp_path)
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ShowtellError, match=r"damaged|cannot load"):
         load_embedded(tmp_path)

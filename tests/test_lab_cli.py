@@ -322,8 +322,10 @@ def test_boxes_that_were_not_given_come_from_the_planner(named):
 def test_papers_read_what_they_need_from_the_prompts():
     """What a paper has to know of a prompt besides boxes, its `for_prompts` takes from the language model."""
     prompts = ["a red ring left of a blue star", "a striped green square"]
-    [parts] = using.techniques(["isolated_diffusion"], prompts)
-    assert parts.parts[1][1] == ["a striped square", "a green square"]
+    [subjects] = using.techniques(["isolated_diffusion"], prompts)
+    assert [len(split.entities) for split in subjects.subjects] == [2, 1]
+    [parts] = using.techniques(["isolated_diffusion"], prompts[1:])
+    assert parts.parts[0][1] == ["a striped square", "a green square"]
     [graphs] = using.techniques(["shyi:until=0.3"], prompts)
     assert graphs.until == 0.3 and [len(split.entities) for split in graphs.splits] == [2, 1]
     [demanded] = using.techniques(["noise_refinement"], prompts)

@@ -6,10 +6,22 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import kendalltau, spearmanr
 
 from showtell.errors import ShowtellError
-from showtell.measure.statistics import FAILS, HOLDS, OPEN, Clause, Interval, interval, parse, spearman, verdict, worst
+from showtell.measure.statistics import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Clause,
+    Interval,
+    interval,
+    kendall,
+    parse,
+    spearman,
+    verdict,
+    worst,
+)
 
 ARMS = ["method", "plain", "step size 0", "3 words", "a + b"]
 
@@ -222,3 +234,20 @@ def test_spearman_is_scipy_s():
         x, y = rng.integers(0, 5, 8), rng.integers(0, 9, 8)
         assert spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
     assert spearman([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_kendall_s_tau_by_hand():
+    goal = np.array([1.0, 2.0, 3.0, 4.0])
+    assert kendall(goal, goal) == 1.0 and kendall(-goal, goal) == -1.0
+    # One of six pairs discordant: (5 - 1) / 6.
+    assert kendall(np.array([2.0, 1.0, 3.0, 4.0]), goal) == pytest.approx(4 / 6)
+    # One pair tied in one list: 5 / sqrt(5 * 6).
+    assert kendall(np.array([1.0, 1.0, 3.0, 4.0]), goal) == pytest.approx(5 / 30**0.5)
+    assert kendall(np.array([1.0, 1.05, 3.0, 4.0]), goal, margin=0.1) == pytest.approx(5 / 30**0.5)
+    assert kendall(np.ones(4), goal) == 0.0
+
+
+def test_kendall_s_tau_is_scipy_s():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, (50, 12)).astype(float), rng.integers(0, 8, 12).astype(float)
+    assert np.allclose(kendall(a, b), [kendalltau(row, b).statistic for row in a], atol=1e-6)

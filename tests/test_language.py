@@ -16,6 +16,7 @@ from showtell.world.language import (
     spanish,
     words,
 )
+from showtell.world.language.english import without_article
 from showtell.world.layout import place
 from showtell.world.sampling import sample
 from showtell.world.scene import (
@@ -214,6 +215,11 @@ def test_chinese_measure_words():
     two = Scene((RING, replace(RING, x=0.8)))
     assert caption(two, "zh") == "两个红色圆环"
     assert caption(Scene((RING, STAR)), "zh") == "一个红色圆环在一颗蓝色星星的左边"
+
+
+def test_words_without_their_article():
+    phrases = ["an orange ring", "The red ring", "a", "another ring", "ring", ""]
+    assert [without_article(one) for one in phrases] == ["orange ring", "red ring", "a", "another ring", "ring", ""]
 
 
 def test_english_articles_and_plurals():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from showtell.measure.curation import auc, best, distinct, ranks, sharpness
+from showtell.measure.curation import auc, best, distinct, entropy, ranks, sharpness
 
 
 def test_ranks_and_the_best() -> None:
@@ -29,3 +30,11 @@ def test_sharpness_by_hand() -> None:
     flat, edge = np.full((6, 6, 3), 9, np.uint8), np.zeros((6, 6, 3), np.uint8)
     edge[:, 3:] = 100  # the Laplacian is 100 left of the edge, -100 right of it, 0 elsewhere: two of four columns
     assert sharpness(np.stack([flat, edge])).tolist() == [0, 100**2 / 2]
+    speck = flat.copy()
+    speck[2, 2] = 200
+    assert sharpness(speck[None])[0] > 0 == sharpness(speck[None], median=3)[0]
+
+
+def test_entropy_by_hand() -> None:
+    assert entropy("aaaa") == 0 == entropy([]) and entropy("abab") == pytest.approx(np.log(2))
+    assert entropy([("a", 1), ("b", 2), ("a", 1), ("c", 3)]) == pytest.approx(1.5 * np.log(2))

@@ -13,7 +13,14 @@ from showtell.data.degrade import degrade
 from showtell.errors import ShowtellError, UnsupportedError
 from showtell.measure import distribution as sets
 from showtell.measure.cost import cost, counted, network_of, parameters, peak_memory
-from showtell.measure.likeness import clip_score, directional_likeness, image_likeness, normal, question_score
+from showtell.measure.likeness import (
+    clip_score,
+    directional_likeness,
+    image_likeness,
+    normal,
+    pixel_distance,
+    question_score,
+)
 from showtell.world import draw, sample
 from showtell.world.questions import Question
 
@@ -127,6 +134,14 @@ class Colours(Bridge):
 
 def plane(red: int, green: int, blue: int) -> np.ndarray:
     return np.full((4, 4, 3), (red, green, blue), np.uint8)
+
+
+def test_pixel_distance_by_hand() -> None:
+    black, white = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 255, np.uint8)
+    white[1, :2] = 0  # half of the second picture
+    assert pixel_distance(black, white) == pytest.approx([1, 0.5**0.5]) and (pixel_distance(black, black) == 0).all()
+    with pytest.raises(ShowtellError, match="pairs of equal size"):
+        pixel_distance(black, white[:1])
 
 
 def test_likeness_by_hand() -> None:

@@ -11,6 +11,7 @@ import pytest
 from showtell.errors import ShowtellError
 from showtell.measure.edits import (
     alone,
+    changed_outside,
     edit_mask,
     edited,
     harmonic,
@@ -167,3 +168,14 @@ def test_through_the_judge_right_edits_score_higher() -> None:
     assert np.nanmin(prompts.kept_pixels(prompts.sources)) == 1
     with pytest.raises(ShowtellError, match="one image per edit"):
         prompts.success(prompts.sources[:3])
+
+
+def test_change_outside_of_a_box_by_hand() -> None:
+    before = np.zeros((2, 4, 4, 3), np.uint8)
+    after = before.copy()
+    after[:, :, :2] = 255
+    after[1, 0, 3] = 51
+    left, whole = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0)
+    assert changed_outside(before, after, [left, left]).tolist() == [0.0, pytest.approx(0.2 / 8)]
+    found = changed_outside(before, after, [(0.5, 0.0, 1.0, 1.0), whole])
+    assert found[0] == 1 and np.isnan(found[1])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from showtell.data.degrade import degrade
-from showtell.data.lettered import TALL, around, corner, lettered, lines, some_words, wide
+from showtell.data.lettered import TALL, around, corner, lettered, lines, pages, some_words, wide
 from showtell.measure.lettering import read_at, read_words, shown_alone, word_f1
 from showtell.measure.scores import read
 from showtell.pictures import to_pil
@@ -65,3 +65,13 @@ def test_the_judge_reads_boxes_one_by_one() -> None:
 def test_around() -> None:
     mask = around(np.array([[0.0, 0.5, 0.25, 1.2]]))
     assert mask.sum() == 16 * 32 and mask[32:, :16].all()
+
+
+def test_pages_have_the_same_words_on_white_and_on_their_ground() -> None:
+    grounds = {"white": (255, 255, 255), "sand": (232, 214, 172)}
+    plain, names, written = pages(12, random.Random(0), grounds)
+    assert plain.shape == written.shape == (12, 64, 64, 3) and set(names) == set(grounds)
+    for before, name, after in zip(plain, names, written):
+        assert np.array_equal(before.sum(axis=-1) == 0, after.sum(axis=-1) == 0), "the ink"
+        paper = {tuple(pixel) for pixel in after.reshape(-1, 3).tolist()}
+        assert paper == {(0, 0, 0), (255, 255, 255), grounds[name]}

@@ -62,7 +62,7 @@ def test_a_plan_is_read_from_its_tokens(flow: FlowLM) -> None:
 def test_a_thing_is_laid_where_its_place_is() -> None:
     """The same offset gives the same addition, wherever the object is; no object adds nothing."""
     torch.manual_seed(0)
-    lay = Grounding(6, 8, 3)
+    lay = Grounding(6, 8, 3, 5)
     thing = torch.randn(1, 1, 6)
     left, right = (lay(thing, torch.tensor([[[x, 0.5]]]))[0] for x in (0.25, 0.5))
     assert left.shape == (3, 8, 8)
@@ -70,6 +70,22 @@ def test_a_thing_is_laid_where_its_place_is() -> None:
     assert not lay(thing, torch.full((1, 1, 2), torch.nan)).any()
     low, high = (lay(thing, torch.tensor([[[0.25, y]]]))[0] for y in (0.75, 0.25))
     assert torch.allclose(low[:, 4:, :4], high[:, :4, :4], atol=1e-5)
+
+
+def test_what_is_laid_depends_on_how_many_things_lie_before_it() -> None:
+    torch.manual_seed(0)
+    lay, things, places = Grounding(6, 8, 3, 5), torch.randn(1, 3, 6), torch.rand(1, 3, 2)
+    flipped = things.flip(1), places.flip(1)
+    torch.testing.assert_close(lay(things, places), lay(*flipped))  # as it begins
+    torch.nn.init.normal_(lay.before.weight)
+    assert not torch.allclose(lay(things, places), lay(*flipped), atol=1e-2)
+    nothing = torch.full((1, 2, 2), torch.nan)
+    padded = torch.cat([things, torch.randn(1, 2, 6)], dim=1), torch.cat([places, nothing], dim=1)
+    torch.testing.assert_close(lay(*padded), lay(things, places))  # places that hold nothing do not count
+    nearest = torch.cat([torch.full((1, 2, 2), torch.nan), places[:, 2:]], dim=1)
+    torch.testing.assert_close(
+        lay(things, nearest), lay(things[:, 2:], places[:, 2:])
+    )  # nothing before it, alone or not
 
 
 def test_beside_the_latents_lie_the_image_to_edit_and_the_plan_or_a_sketch(flow: FlowLM) -> None:

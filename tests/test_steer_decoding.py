@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from showtell.errors import ShowtellError
-from showtell.steer.decoding import TokenControl, accepted, constrained, drawn, guided, residual, shaped
+from showtell.steer.decoding import TokenControl, accepted, constrained, drawn, guided, residual, shaped, uniform
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
@@ -44,6 +46,16 @@ def test_control_constrains_first() -> None:
     kept = TokenControl(top_k=1, allowed=[1, 2]).logits(None, LOGITS)  # type: ignore[arg-type]
     assert probabilities(kept) == [0, 1, 0, 0]
     assert TokenControl().logits(None, LOGITS) is LOGITS  # type: ignore[arg-type]
+
+
+def test_random_numbers_are_a_sample_s_own() -> None:
+    def run(*seeds: int) -> SimpleNamespace:
+        return SimpleNamespace(prompts=[""] * len(seeds), generators=[torch.Generator().manual_seed(s) for s in seeds])
+
+    both = uniform(run(3, 4), 5)
+    assert both.shape == (2, 5) and torch.equal(uniform(run(4), 5), both[1:]) and not torch.equal(both[0], both[1])
+    one = SimpleNamespace(prompts=[""] * 2, generators=torch.Generator().manual_seed(3))
+    assert uniform(one, 5).shape == (2, 5) and uniform(one, 5).max() < 1
 
 
 def test_residual_by_hand() -> None:

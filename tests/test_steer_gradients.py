@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from showtell.errors import ShowtellError
-from showtell.steer.gradients import AttentionGradient, excite, inside
+from showtell.steer.gradients import AttentionGradient, excite, falling, inside
 from showtell.steer.maps import RecordMaps, TokenMaps, among_words, averaged, places
 from steering import FAMILIES, PROMPTS, sampled
 
@@ -74,9 +74,43 @@ def test_schedules() -> None:
     assert sizes == [0, 1 / 3, 2 / 3] and counts == [0, 1, 2]
 
 
+def test_falling_sizes() -> None:
+    assert falling(20)(0.0) == 20 and falling(20)(1.0) == pytest.approx(20 / 2**0.5) and falling(8)(0.875) == 6
+
+
 def test_no_place_is_an_error() -> None:
     with pytest.raises(ShowtellError, match="where"):
         sampled("sd", AttentionGradient(inside(BOXES), where=lambda place: False))
+
+
+def test_the_nearest_grid_alone_is_read() -> None:
+    grids: list[set[Any]] = []
+
+    def loss(run: Any, maps: list[TokenMaps]) -> torch.Tensor:
+        grids.append({max(one.place.grid) for one in maps})
+        return averaged(maps).flatten(1).square().sum(1)
+
+    for side in (None, 16, 1):
+        sampled("sd", AttentionGradient(loss, until=0.1, nearest=side))
+    every, large, small = grids
+    assert len(every) > 1 and large == {max(every)} and small == {min(every)}
+
+
+def test_slopes_of_what_the_text_was_made_from() -> None:
+    class Text(AttentionGradient):
+        def before(self, run: Any, latents: torch.Tensor) -> None:
+            amount, own = torch.zeros(2, 1, 1, requires_grad=True), run.text
+            with torch.enable_grad():
+                run.text = own.with_tokens(own.tokens * (1 + amount))
+                losses, slope = self.slope(run, latents, amount)
+                run.text = own.with_tokens(own.tokens * (1 + amount - 1e-2 * slope.sign()))
+                lower, _ = self.slope(run, latents, amount)
+            found.append((losses, slope, lower))
+
+    found: list[Any] = []
+    sampled("sd", Text(excite("ring", "star", "dog")), num_inference_steps=1)
+    [(losses, slope, lower)] = found
+    assert slope.shape == (2, 1, 1) and slope.all() and (lower < losses).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

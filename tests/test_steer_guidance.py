@@ -10,7 +10,7 @@ import torch
 from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
 from showtell.steer import guidance as g
-from steering import FAMILIES, sampled
+from steering import FAMILIES, PROMPTS, sampled
 
 
 class Probe(Technique):
@@ -133,3 +133,17 @@ def test_bad_settings_are_refused() -> None:
         g.RescaledGuidance(1.5)
     with pytest.raises(ShowtellError, match="low < high"):
         g.IntervalGuidance(2, 1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_composed_guidance_adds_up(name: str) -> None:
+    """Of equal parts it is that of one where they share the scale, and with one part sampling with that prompt."""
+    plain, parts = sampled(name), [[prompt] * (2 + i) for i, prompt in enumerate(PROMPTS)]
+    assert torch.allclose(sampled(name, g.ComposedGuidance(parts, shared=True)), plain, atol=1e-3)
+    assert not torch.allclose(sampled(name, g.ComposedGuidance(parts)), plain, atol=1e-2)
+    probe = Probe()
+    sampled(name, g.ComposedGuidance([["a ring", "a dog"], []]), probe, guidance_scale=2.0)
+    for guided, _, unconditional, _, _ in probe.seen:
+        assert torch.allclose(guided[1], unconditional[1], atol=1e-5), "without parts"
+    with pytest.raises(ShowtellError, match="parts: got 1 for 2"):
+        sampled(name, g.ComposedGuidance([["a ring"]]))

@@ -13,7 +13,7 @@ from showtell.bridges.layout import Place
 from showtell.bridges.words import Piece, find_words
 from showtell.steer.embeddings import null_tokens, weighted
 from showtell.steer.maps import near, smoothed
-from showtell.steer.phrases import phrases, things_of
+from showtell.steer.phrases import phrases, things_of, tokens_of
 from steering import FAMILIES, sampled
 
 
@@ -41,6 +41,10 @@ def test_repeated_nouns_keep_their_own_tokens() -> None:
     first, second = phrases(words)
     assert (first.noun.positions, second.noun.positions) == ((3,), (7,))
     assert [word.text for word in second.modifiers] == ["blue"]
+
+
+def test_tokens_of_a_thing_are_in_order_and_named_once() -> None:
+    assert tokens_of(((7, 8), [(6,), (4, 5), (6,)])) == [4, 5, 6, 7, 8] and tokens_of(((3,), [])) == [3]
 
 
 class Look(Technique):

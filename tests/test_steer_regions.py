@@ -112,6 +112,7 @@ def test_cells_belong_where_half_of_them_is_covered() -> None:
     assert cells((0.0, 0.0, 0.5, 1.0), (1, 4)).tolist() == [[True, True, False, False]]
     assert cells((0.0, 0.0, 0.3, 1.0), (1, 2)).tolist() == [[True, False]]
     assert cells((0.6, 0.0, 0.7, 1.0), (1, 2)).tolist() == [[False, True]], "never none"
+    assert not cells(torch.zeros(4, 4), (2, 2)).any(), "but of an empty mask"
     assert cells(torch.tensor([[0.0, 1.0]]), (2, 4)).tolist() == [[False, False, True, True]] * 2
 
 

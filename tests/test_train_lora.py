@@ -10,7 +10,7 @@ import torch
 import showtell
 import tiny
 from showtell.errors import ShowtellError
-from showtell.train.lora import Adapted, add_lora, load_lora, lora_weights, train_lora
+from showtell.train.lora import Adapted, add_lora, load_lora, lora_weights, merge_lora, train_lora
 from unet_variants import pictures
 
 
@@ -47,6 +47,16 @@ def test_they_learn_and_the_base_does_not(bridge: Any) -> None:
     assert all((v == 0).all() for name, v in lora_weights(bridge, "other").items() if "lora_B" in name)
     now = {name.replace(".base_layer", ""): value for name, value in bridge.adapter.denoiser.state_dict().items()}
     assert all(torch.equal(value, now[name]) for name, value in before.items())
+
+
+def test_merged_they_are_the_model(bridge: Any) -> None:
+    keys = bridge.adapter.denoiser.state_dict().keys()
+    add_lora(bridge, "a", rank=2)
+    weights = lora_weights(bridge, "a")
+    load_lora(bridge, {key: torch.full_like(value, 0.1) for key, value in weights.items()})
+    changed = drawn(Adapted(bridge, "a"))
+    merge_lora(bridge, "a")
+    assert torch.allclose(drawn(bridge), changed, atol=1e-4) and bridge.adapter.denoiser.state_dict().keys() == keys
 
 
 def test_what_is_refused(bridge: Any) -> None:

@@ -10,28 +10,30 @@ from test_popalign import HOSTS, fresh, latents
 from test_spin_diffusion import run_small
 from worlds import WorldLab, bright
 
+from showtell.data.spoilt import uneven_pool
 from showtell.errors import ShowtellError
-from showtell.measure.curation import auc
+from showtell.measure.curation import auc, sharpness
 from showtell.papers.curate import alchemist_sft as module
-from showtell.papers.curate.alchemist_sft import Estimator, image_quality, pool
+from showtell.papers.curate.alchemist_sft import Estimator
+from showtell.world import draw
 
 PROMPT = "a red ring left of a blue star"
 
 
 def test_the_pool_is_spoilt_as_it_says() -> None:
-    pictures, scenes, good = pool(160, 2)
-    clean = module.draw(scenes)
+    pictures, scenes, good = uneven_pool(160, 2)
+    clean = draw(scenes)
     same = (pictures == clean).all((1, 2, 3))
     assert same[good].all() and 0.1 < good.mean() < 0.4
     bare = np.array([len(scene.objects) == 1 for scene in scenes])
     assert not bare[good].any() and (same == (good | bare)).all()
-    again, _, _ = pool(160, 2)
+    again, _, _ = uneven_pool(160, 2)
     assert (again == pictures).all()
 
 
 def test_the_general_measure_prefers_good_pictures_to_noise_and_blur() -> None:
-    pictures, _, good = pool(240, 2)
-    chosen = np.argsort(-image_quality(pictures))[:40]
+    pictures, _, good = uneven_pool(240, 2)
+    chosen = np.argsort(-sharpness(pictures, median=5))[:40]
     assert good[chosen].mean() > 2 * good.mean()
 
 

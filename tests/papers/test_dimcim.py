@@ -13,7 +13,7 @@ from test_vqascore import bridge, pixels
 
 from showtell.measure.vqa import QUESTION, vqa_score
 from showtell.papers.evaluate import dimcim as module
-from showtell.papers.evaluate.dimcim import Report, Row, a, asking, attribute_scores, dimcim
+from showtell.papers.evaluate.dimcim import Report, Row, asking, attribute_scores, dimcim
 
 COLOURS = ["red", "blue", "green"]
 JUDGES = ("llava", "qwen2_vl", "blip2-opt", "blip2-t5", "janus", "emu3", "chameleon")
@@ -80,7 +80,7 @@ def test_prompts() -> None:
     expected = []
     for said in ("a ring", "a red ring", "an orange ring"):
         expected += [f"{said} on sand"] * 2 + [f"a photo of {said}"] * 2
-    assert painter.asked == expected and a("", "eye") == "an eye"
+    assert painter.asked == expected
 
 
 @pytest.mark.parametrize("name", hosts("dimcim", *JUDGES))

@@ -1,4 +1,4 @@
-"""FlashEval: tau against scipy's, the search finds planted prompts, and every kind of bridge gives a score matrix."""
+"""FlashEval: the search finds planted prompts, and every kind of bridge gives a score matrix."""
 
 from __future__ import annotations
 
@@ -10,30 +10,13 @@ import pytest
 from examples import Small, run_example
 from hosts import bridge_of, hosts, keywords
 from laboratory import Laboratory
-from scipy.stats import kendalltau
 
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
+from showtell.measure.statistics import kendall
 from showtell.papers.evaluate import flasheval as module
-from showtell.papers.evaluate.flasheval import _distinct, best_alone, flasheval, score_matrix, tau
+from showtell.papers.evaluate.flasheval import best_alone, distinct_sets, flasheval, score_matrix
 from test_bridges_clip import make as make_clip
-
-
-def test_tau_by_hand() -> None:
-    goal = np.array([1.0, 2.0, 3.0, 4.0])
-    assert tau(goal, goal) == 1.0 and tau(-goal, goal) == -1.0
-    # One of six pairs discordant: (5 - 1) / 6.
-    assert tau(np.array([2.0, 1.0, 3.0, 4.0]), goal) == pytest.approx(4 / 6)
-    # One pair tied in one list: 5 / sqrt(5 * 6).
-    assert tau(np.array([1.0, 1.0, 3.0, 4.0]), goal) == pytest.approx(5 / 30**0.5)
-    assert tau(np.array([1.0, 1.05, 3.0, 4.0]), goal, margin=0.1) == pytest.approx(5 / 30**0.5)
-    assert tau(np.ones(4), goal) == 0.0
-
-
-def test_tau_is_scipy_s() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 6, (50, 12)).astype(float), rng.integers(0, 8, 12).astype(float)
-    assert np.allclose(tau(a, b), [kendalltau(row, b).statistic for row in a], atol=1e-6)
 
 
 def planted(seed: int, models: int = 24, prompts: int = 120, good: int = 15) -> tuple[np.ndarray, np.ndarray]:
@@ -54,13 +37,13 @@ def test_the_search_finds_the_prompts_that_tell_models_apart() -> None:
     scores, skill = planted(0)
     chosen = flasheval(scores[:12], 5, reference=skill[:12], **SMALL)
     assert chosen.shape == (5,) and len(set(chosen)) == 5 and (np.diff(chosen) > 0).all()
-    held = tau(scores[12:, chosen].mean(1), skill[12:])
-    sets = _distinct(np.random.default_rng(0), np.arange(120), 500, 5)
-    drawn = tau(scores[12:].T[sets].mean(1), skill[12:])
+    held = kendall(scores[12:, chosen].mean(1), skill[12:])
+    sets = distinct_sets(np.random.default_rng(0), np.arange(120), 500, 5)
+    drawn = kendall(scores[12:].T[sets].mean(1), skill[12:])
     assert held > np.quantile(drawn, 0.95)
     mixed = np.random.default_rng(1).permuted(scores[:12], axis=0)
     lost = flasheval(mixed, 5, reference=skill[:12], **SMALL)
-    assert tau(scores[12:, lost].mean(1), skill[12:]) < held
+    assert kendall(scores[12:, lost].mean(1), skill[12:]) < held
 
 
 def test_rounds_do_better_than_one() -> None:
@@ -71,7 +54,7 @@ def test_rounds_do_better_than_one() -> None:
         goal = skill[:12]
         many = flasheval(scores[:12], 5, reference=goal, seed=seed, draws=500, best=25, pools=(200, 100, 50, 25))
         once = flasheval(scores[:12], 5, reference=goal, seed=seed, draws=2500, best=25, pools=())
-        found, flat = (tau(scores[:12, chosen].mean(1), goal) for chosen in (many, once))
+        found, flat = (kendall(scores[:12, chosen].mean(1), goal) for chosen in (many, once))
         better += int(found >= flat)
     assert better >= 4
 
@@ -79,7 +62,7 @@ def test_rounds_do_better_than_one() -> None:
 def test_only_the_pool_is_drawn_from_and_nothing_twice() -> None:
     for size in (40, 700):
         pool = np.arange(size) * 3
-        sets = _distinct(np.random.default_rng(0), pool, 300, 20)
+        sets = distinct_sets(np.random.default_rng(0), pool, 300, 20)
         assert set(sets.ravel()) <= set(pool) and all(len(set(row)) == 20 for row in sets)
 
 

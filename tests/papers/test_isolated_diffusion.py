@@ -6,14 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import LEFT, MMDIT, PROMPTS, RIGHT, UNET, hosts, sampled
+from hosts import LEFT, MMDIT, PROMPTS, RIGHT, UNET, bridge_of, hosts, keywords, sampled
 from laboratory import Laboratory, run_example
 
 from showtell import language
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
 from showtell.papers.compose import isolated_diffusion
-from showtell.papers.compose.isolated_diffusion import Composed, IsolatedAttachments, IsolatedSubjects, attachments
+from showtell.papers.compose.isolated_diffusion import (
+    IsolatedAttachments,
+    IsolatedSubjects,
+    attachments,
+    for_prompts,
+)
+from showtell.steer.guidance import ComposedGuidance
+from showtell.steer.masks import entity_regions
 from showtell.steer.regions import Region
 from test_bridges_clip import make as make_clip
 
@@ -103,9 +110,10 @@ def test_equation_2_against_composed() -> None:
     ]
     total = apart[1] + apart[2] - apart[0]  # one step of DDIM is linear in the prediction
     assert torch.allclose(sampled("sd", both, **free), total, atol=1e-3) and not torch.allclose(total, apart[1])
-    assert torch.allclose(sampled("sd", Composed((parts[0], parts[1][:1]))), sampled("sd", one), atol=1e-3)
-    assert not torch.allclose(sampled("sd", Composed(parts)), sampled("sd", both), atol=1e-2)
-    assert torch.isfinite(sampled("sd", Composed(parts), **free)).all(), "it asks for the unconditional prediction"
+    composed = sampled("sd", ComposedGuidance(parts[1][:1]))
+    assert torch.allclose(composed, sampled("sd", one), atol=1e-3), "of one part both are that part's guidance"
+    assert not torch.allclose(sampled("sd", ComposedGuidance(parts[1])), sampled("sd", both), atol=1e-2)
+    assert torch.isfinite(sampled("sd", ComposedGuidance(parts[1]), **free)).all(), "it asks for the unconditional one"
 
 
 def test_attachments_that_share_one_scale() -> None:
@@ -116,9 +124,20 @@ def test_attachments_that_share_one_scale() -> None:
     assert not torch.allclose(sampled("sd", IsolatedAttachments(twice)), once, atol=1e-2)
     unsplit = [("a ring", [prompt] * (2 + i)) for i, prompt in enumerate(PROMPTS)]
     assert torch.allclose(sampled("sd", IsolatedAttachments(unsplit, shared=True)), sampled("sd"), atol=1e-3)
-    assert torch.allclose(sampled("sd", Composed(unsplit, shared=True)), sampled("sd"), atol=1e-3), (
-        "the guidance of equal parts is that of one"
-    )
+
+
+def test_subjects_are_looked_for_in_a_first_image_of_the_same_noise() -> None:
+    lm = language.load()
+    splits = [lm.split(prompt) for prompt in PROMPTS]
+    _, regions = entity_regions(bridge_of("sd"), splits, **keywords("sd"))
+    given, looked = sampled("sd", IsolatedSubjects(regions)), sampled("sd", IsolatedSubjects(splits))
+    assert torch.allclose(looked, given, atol=1e-4) and not torch.allclose(looked, sampled("sd"), atol=1e-3)
+
+
+def test_attachments_are_for_one_thing_and_subjects_for_several() -> None:
+    lm = language.load()
+    assert isinstance(for_prompts(["a striped green square"], lm), IsolatedAttachments)
+    assert isinstance(for_prompts(["a striped green square", "a red ring and a blue star"], lm), IsolatedSubjects)
 
 
 def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,8 +69,8 @@ def test_blending_by_hand() -> None:
     branches = {"negative": slice(0, 3), "text": slice(3, 6)}
     soft, hard = torch.tensor([0.25, 0.0]).view(1, 1, 2, 1), torch.tensor([1.0, 0.0]).view(1, 1, 2, 1)
     blended = fused(output, branches, soft, hard)[:, 0, :, 0]
-    assert blended[:3].tolist() == [[4.0, 1.0], [2.0, 3.0], [3.0, 5.0]]
-    assert blended[3:].tolist() == [[10.0, 7.0], [8.0, 9.0], [9.0, 11.0]]
+    assert blended[:3].tolist() == [[3.0, 1.0], [2.0, 3.0], [3.0, 5.0]]
+    assert blended[3:].tolist() == [[9.0, 7.0], [8.0, 9.0], [9.0, 11.0]], "they meet, and do not change places"
 
 
 def test_priors_by_hand() -> None:

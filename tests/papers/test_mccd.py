@@ -15,7 +15,8 @@ from showtell.errors import ShowtellError
 from showtell.language.results import Layout, Placed
 from showtell.language.rules import Rules
 from showtell.papers.compose import mccd as paper
-from showtell.papers.compose.mccd import FORMS, Agents, Enhance, bell, mccd, parse, parts, report, rules
+from showtell.papers.compose.mccd import AGENTS, Agents, Enhance, mccd, parse, parts, report, rules
+from showtell.steer.boxes import bell
 
 LAYOUTS = [
     Layout(PROMPTS[0], (Placed("red ring", "a red ring", LEFT, 0), Placed("blue star", "a blue star", RIGHT, 1))),
@@ -46,18 +47,13 @@ def test_it_attaches(name: str) -> None:
     words = words_of(name, PROMPTS[0])
     ring = list(words["red ring"])
     grid = technique.place.grid
-    under = torch.nn.functional.adaptive_avg_pool2d(bell(LEFT)[None], grid)[0].flatten()
+    under = torch.nn.functional.adaptive_avg_pool2d(bell(LEFT, floor=paper.FLOOR)[None], grid)[0].flatten()
     assert torch.allclose(technique.added[0, 0][:, ring], under[:, None].expand(-1, len(ring)), atol=1e-4)
     left_of = list(words["left of"])
     assert left_of and technique.added[0, :, :, left_of].abs().max() < 1e-5
 
 
-def test_bells_and_weights_by_hand() -> None:
-    mask = bell((0.25, 0.25, 0.75, 0.75), size=65)
-    assert mask[32, 32] == 1 and mask[0, 0] == 0, "the middle, and what is filtered"
-    at = (16 + 0.5) / 65 - 0.5
-    assert float(mask[32, 16]) == pytest.approx(torch.exp(torch.tensor(-(at**2) / (2 * 0.25**2))).item(), abs=1e-5)
-    assert float(bell((0.0, 0.4, 1.0, 0.6), size=65)[32, 60]) > float(bell((0.0, 0.4, 1.0, 0.6), size=65)[45, 32])
+def test_weights_by_hand() -> None:
     regions = parts(LAYOUTS[0], ratio=0.6)
     assert [one.prompt for one in regions] == [PROMPTS[0], "a red ring", "a blue star"]
     assert parts(LAYOUTS[1])[0].prompt == "a kitchen" and parts(Layout("", ())) == []
@@ -66,12 +62,19 @@ def test_bells_and_weights_by_hand() -> None:
     assert shares[1, 32, 16] > 0.4 and shares[2, 32, 48] > 0.4
 
 
+def test_counted_things_are_all_enhanced() -> None:
+    rings = tuple(Placed("two red rings", "a red ring", box, 0) for box in (LEFT, RIGHT))
+    [named] = Enhance([Layout("two red rings", rings)]).named
+    assert list(named) == ["two red rings"]
+    assert torch.equal(named["two red rings"], torch.maximum(*(bell(box, floor=paper.FLOOR) for box in (LEFT, RIGHT))))
+
+
 def test_the_agents_parse_a_prompt() -> None:
     layout = parse("two red rings left of a blue star, on a meadow background")
     assert [one.prompt for one in layout.placed] == ["a red ring", "a red ring", "a blue star"]
     assert layout.background == "on a meadow background" and all(0 <= side <= 1 for box in layout.boxes for side in box)
     answers = Agents()("a red ring left of a blue star")
-    assert list(answers) == list(FORMS) and answers["places"] == ["a red ring left of a blue star"]
+    assert list(answers) == list(AGENTS) and answers["places"] == ["a red ring left of a blue star"]
     assert report(answers) == []
 
 

@@ -1,4 +1,4 @@
-"""Noise refinement: demands and losses by hand, repaired noise, second passes of what failed, every host."""
+"""Noise refinement: losses by hand, repaired noise, second passes of what failed, every host."""
 
 from __future__ import annotations
 
@@ -12,22 +12,12 @@ from laboratory import Laboratory, run_example
 
 from showtell import language
 from showtell.errors import ShowtellError
+from showtell.language.demands import demands
 from showtell.papers.compose import noise_refinement
-from showtell.papers.compose.noise_refinement import Aligned, demands, failures, instead, loss, refined
+from showtell.papers.compose.noise_refinement import Aligned, failures, instead, loss, refined
 
 LM = language.load()
 WANTED = [demands(LM.split(prompt)) for prompt in PROMPTS]
-
-
-def test_demands_by_hand() -> None:
-    assert [(one.kind, [span.text for span in one.words], one.question) for one in WANTED[0]] == [
-        ("thing", ["ring"], "is there a ring?"),
-        ("thing", ["star"], "is there a star?"),
-        ("attribute", ["red", "ring"], "is there a red ring?"),
-        ("attribute", ["blue", "star"], "is there a blue star?"),
-        ("left of", ["ring", "star"], "is the ring left of the star?"),
-        ("apart", ["ring", "star"], ""),
-    ]
 
 
 def test_losses_by_hand() -> None:

@@ -135,11 +135,13 @@ def test_the_picture_is_shared_out() -> None:
     parts = [Part((0.0, 0.0, 0.25, 0.25), "a"), Part((0.5, 0.0, 0.75, 0.5), "b"), Part((0.25, 0.75, 0.5, 1.0), "c")]
     areas = torch.stack([one.refined for one in shared_out(parts, 8)])  # type: ignore[misc]
     assert torch.equal(areas.sum(dim=0), torch.ones(8, 8)), "every place once"
-    owner = areas.argmax(dim=0)
-    assert (owner[:2, :2] == 0).all() and (owner[:4, 4:6] == 1).all() and (owner[6:, 2:4] == 2).all()
-    assert owner[0, 7] == 1 and owner[7, 7] == 2 and owner[0, 2] == 0 and owner[0, 3] == 1
-    over = shared_out([Part((0.0, 0.0, 0.6, 1.0), "a"), Part((0.4, 0.0, 1.0, 1.0), "b")], 10)
-    assert over[0].refined[5].tolist() == [1.0] * 5 + [0.0] * 5, "overlaps are divided"  # type: ignore[index]
+    assert (areas[0, :2, :2] == 1).all() and (areas[1, :4, 4:6] == 1).all() and (areas[2, 6:, 2:4] == 1).all()
+
+
+def test_a_part_without_an_area_owns_nothing() -> None:
+    none = Part(RIGHT, "a blue star", area=torch.zeros(8, 8))
+    together = sampled("sd", RagDiffusion([PARTS[0], none], hard=0))
+    assert torch.allclose(together, sampled("sd", RagDiffusion(PARTS[:1], hard=0)), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sd", "sd3"])
@@ -153,7 +155,7 @@ def test_details_count_in_their_areas(name: str) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(ShowtellError, match="soft from 0 to 1"):
         RagDiffusion(PARTS, soft=1.5)
-    with pytest.raises(ShowtellError, match="3 lists for 2"):
+    with pytest.raises(ShowtellError, match="parts: got 3 for 2"):
         sampled("sd", RagDiffusion([PARTS] * 3))
 
 

@@ -14,7 +14,7 @@ import test_bridges_flux_kontext
 from bridge_family import shared
 from showtell.errors import ShowtellError
 from showtell.papers.compose import saas
-from showtell.papers.compose.saas import Exchanged, Louder, SaaS, outweighed, sub_instructions
+from showtell.papers.compose.saas import Louder, SaaS, exchanged, outweighed, sub_instructions
 from showtell.train import narrow_edits
 from showtell.train.narrow_edits import compounds, facts
 
@@ -112,7 +112,7 @@ def test_the_control_exchanges_regions_of_one_sample() -> None:
     told = torch.zeros(2, 3, 16)
     told[0, 0, :4], told[0, 1, 12:], told[1, 0, :4] = 0.2, 0.3, 0.2
     own, factors = outweighed(told, torch.full((2, 16), 0.1), (4, 4))
-    regions, same = Exchanged().outweighed(told, torch.full((2, 16), 0.1), (4, 4))
+    regions, same = exchanged(told, torch.full((2, 16), 0.1), (4, 4))
     assert torch.equal(regions[0, :2], own[0, :2].flip(0)) and torch.equal(regions[1], own[1])
     assert torch.equal(factors, same)
 

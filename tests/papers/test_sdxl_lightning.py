@@ -213,7 +213,7 @@ def test_experiment_runs_through(monkeypatch: pytest.MonkeyPatch) -> None:
     lab: Any = Laboratory(2)
     lab.seeds = [0]
     found = module.experiment(lab)
-    assert [one.scores["lightning"].shape for one in found] == [(1, 2), (1, 1), (1, 2), (1, 2)]  # type: ignore[attr-defined]
+    assert [one.scores["lightning"].shape for one in found] == [(1, 2)] * 4  # type: ignore[attr-defined]
     assert (found[0].scores["teacher"] <= 1).all() and (found[3].scores["end alone"] < 0).all()  # type: ignore[attr-defined]
 
 

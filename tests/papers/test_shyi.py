@@ -16,7 +16,8 @@ from showtell.bridges.words import Words
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Lab
 from showtell.papers.compose import shyi
-from showtell.papers.compose.shyi import ACTIONS, Shyi, adjacency, beside, misattached, nt_xent, participants
+from showtell.papers.compose.shyi import ACTIONS, Shyi, adjacency, beside, misattached, participants
+from showtell.train.cosines import nt_xent
 
 LM = language.load()
 SPLITS = [LM.split(prompt) for prompt in PROMPTS]

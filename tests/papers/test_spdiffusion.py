@@ -24,10 +24,11 @@ class Watched(SPDiffusion):
         words = words_of(name, PROMPTS[0])
         self.groups = [list(words["red ring"]), list(words["blue star"])]
         self.astray: list[float] = []
-        self.cells, self.masked = 0, set[int]()
+        self.cells, self.masked, self.kept = 0, set[int](), 0
 
     def attention(self, run: Any, site: Any) -> None:
         super().attention(run, site)
+        self.kept += 1
         if run.state(self).looking or site.text is None:
             return
         grid = torch.nn.functional.interpolate(run.state(self).regions[:1].float(), site.grid, mode="nearest")
@@ -45,7 +46,8 @@ def test_it_attaches(name: str) -> None:
     changed = sampled(name, technique, **call)
     assert not torch.equal(changed, plain) and torch.isfinite(changed).all()
     assert technique.cells > 0 and max(technique.astray) == 0 and technique.masked == {0, 1}
-    assert torch.equal(sampled(name, SPDiffusion(look=0), **call), plain)
+    nothing = Watched(name, look=0)
+    assert torch.equal(sampled(name, nothing, **call), plain) and not nothing.kept, "without a look nothing is kept"
 
 
 @pytest.mark.host("spdiffusion", "sana", "its linear self-attention has no maps to refine regions by")

@@ -10,6 +10,7 @@ import torch
 from hosts import LEFT, PROMPTS, RIGHT, UNET, hosts, sampled, words_of
 from laboratory import Laboratory, run_example
 
+from showtell.measure import areas as measure_areas
 from showtell.papers.compose import textcengen
 from showtell.papers.compose.textcengen import RandomDirection, TextCenGen, areas, margin, repulsion, thresholded
 from showtell.steer.overlaps import centroids
@@ -101,7 +102,7 @@ def test_areas_and_the_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn == areas(40, 0) and len(set(drawn)) == 8
     assert {round((right - left) * (bottom - top), 3) for left, top, right, bottom in drawn} == {0.5, 0.333}
     seen = [Scene.parse("a red ring left of a blue star"), Scene.parse("a green square above a red ring")]
-    monkeypatch.setattr(textcengen, "read", lambda images, judge: seen)
+    monkeypatch.setattr(measure_areas, "read", lambda images, judge: seen)
     covered, *_ = textcengen.experiment(Laboratory(seeds=1))
     assert next(iter(covered.scores)) == "textcengen" and np.any(covered.scores["plain"] > 0)
     found = run_example(textcengen.EXAMPLE, monkeypatch)

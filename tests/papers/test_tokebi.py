@@ -13,7 +13,7 @@ import test_bridges_clip
 from showtell.bridges.base import Technique
 from showtell.bridges.clip import ClipBridge
 from showtell.papers.compose import tokebi
-from showtell.papers.compose.tokebi import RandomPart, TokeBi, explained, phrase_angle, projected_out, separation
+from showtell.papers.compose.tokebi import TokeBi, explained, phrase_angle, projected_out, random_part, separation
 from showtell.steer.phrases import phrases
 
 
@@ -49,7 +49,7 @@ def test_it_attaches(name: str) -> None:
     mixed = (technique.mixing[0] - torch.eye(first.shape[1])).nonzero().tolist()
     assert mixed and all(any({i, j} <= set(group) for group in technique.groups[0]) for i, j in mixed)
     assert torch.equal(sampled(name, TokeBi(amount=0.0, size=0.0)), plain)
-    for part in (TokeBi(amount=0.0, until=0.5), TokeBi(size=0.0), RandomPart(size=0.0)):
+    for part in (TokeBi(amount=0.0, until=0.5), TokeBi(size=0.0), TokeBi(size=0.0, part=random_part)):
         assert not torch.equal(sampled(name, part), plain)
 
 
@@ -77,7 +77,7 @@ def test_projection_by_hand() -> None:
     assert torch.allclose(half, 5 * torch.tensor([1.5, 4.0, 0.0]) / 18.25**0.5)
     assert torch.equal(projected_out(tokens, groups, amount=0.0), tokens)
     assert torch.allclose(explained(tokens[2:3], tokens[1:2]), torch.tensor([[3.0, 0.0, 0.0]]))
-    random = RandomPart().part(tokens[2:], tokens[1:2])
+    random = random_part(tokens[2:], tokens[1:2])
     assert torch.allclose(random.norm(dim=-1), torch.tensor([3.0, 0.0]), atol=1e-5), "as much as is explained"
     assert phrase_angle(tokens, [[1], [2]]) == pytest.approx(53.13, abs=0.01)
 

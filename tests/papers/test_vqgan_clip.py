@@ -15,7 +15,8 @@ import showtell
 from showtell.bridges.clip import ClipBridge
 from showtell.measure.prompts import PromptSet
 from showtell.papers.edit import vqgan_clip as module
-from showtell.papers.edit.vqgan_clip import optimised, pictures_of, pleasing, vqgan_clip
+from showtell.papers.edit.vqgan_clip import optimised, pleasing, vqgan_clip
+from showtell.pictures import to_pil
 from showtell.steer.cutouts import Inside, cutouts, distance
 from test_bridges_clip import make as make_clip
 from unet_variants import pictures
@@ -140,7 +141,7 @@ def test_editing_begins_with_the_picture_and_keeps_what_is_masked() -> None:
     assert torch.equal(kept[0][..., 8:], kept[-1][..., 8:]) and not torch.equal(kept[0][..., :8], kept[-1][..., :8])
     far, near = (vqgan_clip(vq, clip, PROMPTS, shown, steps=20, count=2, pull=pull) for pull in (0.0, 100.0))
     assert (near - still).square().mean() < (far - still).square().mean()
-    [image, _] = pictures_of(still)
+    [image, _] = to_pil(still)
     assert image.size == (32, 32)
 
 

@@ -15,8 +15,9 @@ import test_bridges_clip
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
 from showtell.measure.prompts import PromptSet
+from showtell.measure.text_encoders import contributions
 from showtell.papers.compose import wiclp
-from showtell.papers.compose.wiclp import WiCLP, WindowProjection, contributions, learn_projection
+from showtell.papers.compose.wiclp import WiCLP, WindowProjection, learn_projection
 
 
 def drawn(width: int, window: int = 5) -> WindowProjection:

@@ -407,12 +407,18 @@ def load_embedded(path: str | Path, device: Any = None, dtype: Any = None) -> Em
     try:
         known = json.loads((path / "words.json").read_text())
         codec = Codec(PreTrainedTokenizerFast.from_pretrained(path))
-        model = FlowLM.from_pretrained(path, dtype=dtype or torch.float32, use_safetensors=True).to(device or "cpu")
+        model, found = FlowLM.from_pretrained(
+            path, dtype=dtype or torch.float32, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise ShowtellError(f"cannot load the model in {path}: {str(error).splitlines()[0]}") from None
     except Exception as error:  # safetensors raises an exception type of its own for damaged files
         raise ShowtellError(f"damaged checkpoint in {path}: {str(error).splitlines()[0]}") from None
-    return EmbeddedBridge(model, codec, known)
+    if found["missing_keys"]:
+        raise ShowtellError(
+            f"the checkpoint in {path} lacks {min(found['missing_keys'])}: train it anew, or on with --init"
+        )
+    return EmbeddedBridge(model.to(device or "cpu"), codec, known)
 
 
 def load_default(device: Any = None, dtype: Any = None) -> Bridge:

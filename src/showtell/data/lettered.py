@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -77,3 +77,18 @@ def lines(words: Sequence[str], rng: random.Random, careless: float = 0.0) -> Bo
             left = float(np.clip(made[-1][0] + rng.uniform(-0.1, 0.1), 0, 1 - wide(word)))
         made.append([left, top, left + wide(word), top + TALL])
     return np.array(made)
+
+
+def pages(
+    count: int, rng: random.Random, grounds: Mapping[str, tuple[int, int, int]]
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Pictures (count, 64, 64, 3) uint8 of `some_words` in `lines` on white, a ground's name for each, and the same
+    words on that ground. grounds: name -> colour."""
+    plain, names, written = [], [], []
+    for _ in range(count):
+        words, name = some_words(rng), rng.choice(list(grounds))
+        boxes = lines(words, rng)
+        plain.append(lettered(words, boxes))
+        names.append(name)
+        written.append(lettered(words, boxes, grounds[name]))
+    return np.stack(plain), names, np.stack(written)

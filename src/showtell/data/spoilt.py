@@ -1,4 +1,6 @@
-"""Pictures with one thing wrong with them, for what finds and repairs it: a spoilt patch, or not what was asked for."""
+"""Pictures with one thing wrong with them, for what finds and repairs it (a spoilt patch, or not what was asked for);
+and pools in which most pictures are poor, for what chooses among them.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import numpy as np
 
 from showtell.data.degrade import degrade
 from showtell.pictures import to_pil
-from showtell.world import Scene, draw
-from showtell.world.scene import COLOURS
+from showtell.world import Scene, draw, sample
+from showtell.world.scene import BACKGROUNDS, COLOURS, TEXTURES
 
 
 def garbled(image: np.ndarray, rng: np.random.Generator, side: int = 28) -> np.ndarray:
@@ -48,3 +50,22 @@ def spoilt(scenes: Sequence[Scene], seed: int) -> list[Any]:
         image = draw([wrong(scene, rng) if i % 3 == 2 else scene])[0]
         made.append(garbled(image, rng) if i % 3 == 1 else image)
     return to_pil(np.stack(made))
+
+
+def uneven_pool(count: int, seed: int = 0) -> tuple[np.ndarray, list[Scene], np.ndarray]:
+    """(pictures (count, 64, 64, 3) uint8, their scenes, which are good (count,) bool), of the training split.
+
+    A quarter is good: two or three textured things on a background. The others are an empty composition, blurred,
+    noisy or washed out; all but the first show their scene too.
+    """
+    rng = np.random.default_rng(seed)
+    common: dict[str, Any] = {"style": "flat", "light": "even", "distinct": ("shape", "colour")}
+    scenes = sample(count, seed, "train", (2, 3), background=BACKGROUNDS[1:], texture=TEXTURES, **common)
+    kinds = rng.integers(8, size=count)  # 0 and 1 are good
+    empty = sample(count, seed + 1, "train", 1, size="small", background="white", **common)
+    scenes = [bare if kind == 2 else scene for scene, bare, kind in zip(scenes, empty, kinds, strict=True)]
+    pictures = draw(scenes)
+    for kind, how in ((3, "blur"), (4, "blur"), (5, "noise"), (6, "noise")):
+        pictures[kinds == kind] = degrade(pictures[kinds == kind], rng, kinds=(how,))
+    pictures[kinds == 7] = (0.4 * pictures[kinds == 7] + 0.6 * 128).astype(np.uint8)
+    return pictures, scenes, kinds < 2

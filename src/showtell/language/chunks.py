@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from showtell.errors import UnsupportedError
 from showtell.language.results import Entity, Link, Span, Split
-from showtell.world.language.english import LEXICON, NUMBERS
+from showtell.world.language.english import ARTICLES, LEXICON, NUMBERS
 
 
 def _words(text: str) -> frozenset[str]:
@@ -153,7 +153,7 @@ class _Chunker:
         stop = next((i for i in range(self.at, min(self.at + 6, len(self.words))) if self.words[i] == "of"), 0)
         if stop <= self.at or self.words[stop - 1] not in _PICTURES or self.entities:
             return False
-        start = self.at + (self.words[self.at] in ("a", "an", "the"))
+        start = self.at + (self.words[self.at] in ARTICLES)
         self._say_of_whole(start, stop)
         self.at = stop + 1
         return True

@@ -16,7 +16,7 @@ from showtell.world.language import module
 from showtell.world.language.captions import stated
 from showtell.world.language.english import indefinite
 from showtell.world.language.parsing import WORD_FLOOR
-from showtell.world.layout import place
+from showtell.world.layout import DIRECTIONS, place
 from showtell.world.scene import Scene
 
 Numbers = NDArray[Any]
@@ -35,7 +35,6 @@ _MOST = 24  # boxes in one layout
 _FILLED = 0.45  # the largest part of the canvas that all boxes together take
 _HELD = 0.4  # side of what is inside something, relative to the side of that
 _TRIES, _PROPOSALS = 60, 512
-_AXES = {"left of": (0, 1.0), "right of": (0, -1.0), "above": (1, 1.0), "below": (1, -1.0)}  # axis, sign
 _OVERLAPPING = ("inside", "in front of", "behind")
 
 
@@ -174,7 +173,7 @@ def _holds(kind: str, a: Numbers, b: Numbers) -> Any:
         reach = (a[..., 2] - a[..., 0] + b[..., 2] - b[..., 0]) / 2
         far = np.abs(away).max(-1)
         return (far < 0.7 * reach) & (far > 0.3 * reach)
-    axis, sign = _AXES[kind]
+    axis, sign = DIRECTIONS[kind]
     gap = sign * away[..., axis] - (a[..., 2 + axis] - a[..., axis] + b[..., 2 + axis] - b[..., axis]) / 2
     return (gap > 0) & (np.abs(away[..., axis]) > np.abs(away[..., 1 - axis]))
 

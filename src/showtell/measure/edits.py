@@ -245,6 +245,20 @@ def outside_psnr(images: Any, edits: Sequence[Edit], size: int = 64) -> np.ndarr
     return out
 
 
+def changed_outside(before: Any, after: Any, boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """(n,) mean absolute change, in [0, 1], of pictures of one size outside of a box in each; nan where nothing is.
+
+    boxes: left, top, right, bottom in fractions of the sides.
+    """
+    changes = []
+    for one, two, (left, top, right, bottom) in zip(to_pil(before), to_pil(after), boxes, strict=True):
+        change = np.abs(np.asarray(one, dtype=float) - np.asarray(two, dtype=float)).mean(axis=-1) / 255
+        y, x = ((np.arange(side) + 0.5) / side for side in change.shape)
+        inside = ((top <= y) & (y <= bottom))[:, None] & ((left <= x) & (x <= right))
+        changes.append(float("nan") if inside.all() else change[~inside].mean())
+    return np.array(changes)
+
+
 def rebuilt_psnr(images: Any, originals: Any) -> np.ndarray:
     """(n,) PSNR in dB, at most 60, between images, brought to their size, and the pictures they should give back."""
     pairs = zip(to_pil(images), to_pil(originals), strict=True)

@@ -1,4 +1,5 @@
-"""How well images fit texts in the eyes of a model, not of the judge: by embedding, and by answering questions.
+"""How well images fit texts in the eyes of a model, not of the judge: by embedding, and by answering questions; and how
+far images are from others.
 
 The probability of "Yes" (VQAScore) is in `showtell.measure.vqa`.
 """
@@ -13,6 +14,7 @@ import numpy as np
 from showtell.bridges.base import as_list, spread
 from showtell.errors import ShowtellError
 from showtell.pictures import to_pil
+from showtell.world.language.english import without_article
 from showtell.world.questions import Question
 
 
@@ -33,6 +35,17 @@ def image_likeness(bridge: Any, images: Any, others: Any) -> np.ndarray:
     counterparts = to_pil(others)
     counterparts = spread(counterparts if len(counterparts) > 1 else counterparts[0], len(pictures), "others")
     return (_vectors(bridge, images=pictures) * _vectors(bridge, images=counterparts)).sum(axis=1)
+
+
+def pixel_distance(images: Any, others: Any) -> np.ndarray:
+    """(n,) root mean square difference of each image and its counterpart of the same size, in [0, 1].
+
+    Raises ShowtellError where numbers or sizes differ.
+    """
+    ours, theirs = ([np.asarray(picture) / 255.0 for picture in to_pil(one)] for one in (images, others))
+    if [one.shape for one in ours] != [one.shape for one in theirs]:
+        raise ShowtellError(f"{len(ours)} and {len(theirs)} images, or of other sizes; give pairs of equal size")
+    return np.array([np.sqrt(np.square(one - other).mean()) for one, other in zip(ours, theirs, strict=True)])
 
 
 def directional_likeness(
@@ -71,8 +84,7 @@ def question_score(bridge: Any, images: Any, asked: Sequence[Sequence[Question]]
 
 def normal(text: str) -> str:
     """An answer as it is compared: lower case, no article, no full stop."""
-    words = text.lower().strip().rstrip(".!").split()
-    return " ".join(words[1:] if words[:1] in (["a"], ["an"], ["the"]) and len(words) > 1 else words)
+    return without_article(" ".join(text.lower().strip().rstrip(".!").split()))
 
 
 def _vectors(bridge: Any, **what: Any) -> np.ndarray:

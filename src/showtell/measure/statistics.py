@@ -128,6 +128,24 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     return 0.0 if min(map(np.ptp, ranked)) == 0 else float(np.corrcoef(ranked[0], ranked[1])[0, 1])
 
 
+def kendall(a: np.ndarray, b: np.ndarray, margin: float = 0.0) -> np.ndarray:
+    """Kendall's tau-b, in [-1, 1], of each row of a (..., items) and of b (items,), (...).
+
+    (C - D) / sqrt((C + D + T1) (C + D + T2)); items whose numbers differ by no more than `margin` are tied. 0 where all
+    items are tied in one of the two.
+    """
+    first, second = np.triu_indices(b.shape[-1], 1)
+
+    def signs(x: np.ndarray) -> np.ndarray:
+        difference = x[..., first] - x[..., second]
+        return np.where(np.abs(difference) <= margin, 0, np.sign(difference)).astype(np.float32)
+
+    ours, theirs = signs(a), signs(b)
+    agreed = ours @ theirs  # concordant minus discordant pairs
+    untied = np.square(ours).sum(-1) * np.square(theirs).sum(-1)
+    return np.where(untied > 0, agreed / np.sqrt(np.maximum(untied, 1)), 0.0)
+
+
 # --- what a paper expects -----------------------------------------------------------------------------------------
 
 

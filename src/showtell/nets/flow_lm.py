@@ -114,17 +114,21 @@ Source = Tensor | Things
 
 
 class Grounding(nn.Module):
-    """What a plan says, laid onto a grid: each object adds a function of its words and its offset to every cell."""
+    """What a plan says, laid onto a grid: each object adds a function of its words, of its offset to every cell and of
+    how many objects lie before it, without which of two that overlap neither would be known to hide the other."""
 
-    def __init__(self, width: int, grid: int, channels: int, hidden: int = 96, waves: int = 5) -> None:
+    def __init__(self, width: int, grid: int, channels: int, things: int, hidden: int = 96, waves: int = 5) -> None:
         super().__init__()
         self.grid, self.waves = grid, waves
         self.words = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden))
         self.offset = nn.Linear(2 + 4 * waves, hidden, bias=False)
+        self.before = nn.Embedding(things, hidden)
+        nn.init.zeros_(self.before.weight)
         self.mix, self.out = nn.Linear(hidden, hidden), nn.Linear(hidden, channels, bias=False)
 
     def forward(self, things: Tensor, places: Tensor) -> Tensor:
-        """things (n, k, width), places (n, k, 2) as (x, y) in [0, 1), NaN for none -> (n, channels, grid, grid)."""
+        """things (n, k, width) from far to near, places (n, k, 2) as (x, y) in [0, 1), NaN for none -> (n, channels,
+        grid, grid)."""
         there = ~places.isnan().any(dim=-1)
         centre = (torch.arange(self.grid, device=places.device) + 0.5) / self.grid
         centres = torch.cartesian_prod(centre, centre).flip(-1)  # (x, y)
@@ -132,7 +136,9 @@ class Grounding(nn.Module):
         waves = torch.pi * 2.0 ** torch.arange(self.waves, device=places.device)
         angles = (apart[..., None] * waves).flatten(-2)
         features = torch.cat([apart, angles.sin(), angles.cos()], dim=-1).to(things.dtype)
-        hidden = nn.functional.silu(self.words(things)[:, :, None] + self.offset(features))
+        nearer = there.flip(1).cumsum(dim=1).flip(1) - there.long()
+        said = self.words(things) + self.before(nearer)
+        hidden = nn.functional.silu(said[:, :, None] + self.offset(features))
         hidden = nn.functional.silu(self.mix(hidden)) * there[:, :, None, None]
         return self.out(hidden.sum(dim=1)).transpose(1, 2).unflatten(-1, (self.grid, self.grid))
 
@@ -243,7 +249,7 @@ class FlowLM(PreTrainedModel):
         self.sketch_head = nn.Sequential(
             nn.Linear(width, config.sketch_size), nn.SiLU(), nn.Linear(config.sketch_size, thumbnail)
         )
-        self.grounding = Grounding(width, self.latent_size, config.grounds)
+        self.grounding = Grounding(width, self.latent_size, config.grounds, config.things)
         self.dit = PixArtTransformer2DModel(
             sample_size=self.latent_size,
             in_channels=2 * self.channels + config.grounds + 3,

@@ -32,7 +32,7 @@ class BlendLatents(Technique):
                 f"known latents have the shape {tuple(self.known.shape)}; this call has {tuple(latents.shape)}."
             )
         state = run.state(self)
-        state.mask = _masks(self.mask, latents)
+        state.mask = sample_masks(self.mask, latents)
         state.known = self.known.to(latents)
         state.noise = latents / getattr(run.scheduler, "init_noise_sigma", 1.0)
 
@@ -76,7 +76,7 @@ class RepaintLatents(Technique):
         if len(self.kept) != run.steps + 1 or self.kept[0].shape != latents.shape:
             had = f"{len(self.kept) - 1} steps of latents {tuple(self.kept[0].shape)}" if self.kept else "nothing"
             raise ShowtellError(f"recorded: {had}; this call has {run.steps} steps of {tuple(latents.shape)}.")
-        run.state(self).mask = _masks(self.mask, latents)
+        run.state(self).mask = sample_masks(self.mask, latents)
         return self._kept(run, further_noise(run, latents, 1), 0)
 
     def latents(self, run: Any, latents: torch.Tensor) -> torch.Tensor | None:
@@ -86,8 +86,11 @@ class RepaintLatents(Technique):
         return blended(latents, self.kept[index].to(latents), run.state(self).mask)
 
 
-def _masks(mask: Any, latents: torch.Tensor) -> torch.Tensor:
-    """One mask for all samples, or a list of one each, on the grid of the latents, (n, 1, ...)."""
+def sample_masks(mask: Any, latents: torch.Tensor) -> torch.Tensor:
+    """One mask for all samples, or a list of one each, on the grid of the latents (n, channels, ...), as (n, 1, ...).
+
+    mask: boxes, or masks (height, width) from 0 to 1. Raises ShowtellError for a list of another length.
+    """
     masks = mask if isinstance(mask, list) else [mask] * len(latents)
     if len(masks) != len(latents):
         raise ShowtellError(f"mask: got {len(masks)} for {len(latents)} samples; give one, or exactly {len(latents)}.")

@@ -1,11 +1,14 @@
-"""Boxes of the things of a picture: with a margin, cut out, by phrase."""
+"""Boxes of the things of a picture: with a margin, cut out, by phrase, softly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ..language.results import Layout
+from ..world.language.english import without_article
 from .regions import Box
 
 
@@ -20,10 +23,32 @@ def cut(image: Any, box: Box) -> Any:
     return image.crop([round(side * at) for side, at in zip(sides, box, strict=True)])
 
 
+def bell(box: Box, spread: float = 0.5, floor: float = 0.0, size: int = 64) -> torch.Tensor:
+    """A Gaussian on a box, (size, size) in [0, 1]: 1 in its middle, its deviations `spread` of the box's sides, 0 where
+    it is below `floor`."""
+    at = (torch.arange(size) + 0.5) / size
+    x, y = ((at - (low + high) / 2) / (spread * (high - low)) for low, high in (box[0::2], box[1::2]))
+    mask = torch.exp(-(x[None] ** 2 + y[:, None] ** 2) / 2)
+    return torch.where(mask < floor, 0.0, mask)
+
+
+def nearest(boxes: Sequence[Box], size: int = 64) -> torch.Tensor:
+    """The index of the box that each place of a picture is nearest to, (size, size); where boxes overlap, of the one
+    whose middle is."""
+    at = (torch.arange(size) + 0.5) / size
+
+    def away(box: Box) -> torch.Tensor:
+        x, y = ((low - at).clamp(min=0) + (at - high).clamp(min=0) for low, high in (box[0::2], box[1::2]))
+        inside = torch.maximum((at - (box[0] + box[2]) / 2).abs()[None], (at - (box[1] + box[3]) / 2).abs()[:, None])
+        return torch.hypot(x[None], y[:, None]) + 1e-3 * inside
+
+    return torch.stack([away(box) for box in boxes]).argmin(dim=0)
+
+
 def boxes_of(layout: Layout, chosen: Sequence[bool] | None = None) -> dict[str, list[Box]]:
     """Phrase, without its article -> boxes, as `refocusing.Refocus` takes them. chosen: which objects; None: all."""
     found: dict[str, list[Box]] = {}
     for one, wanted in zip(layout.placed, chosen or [True] * len(layout.placed), strict=True):
         if wanted:
-            found.setdefault(one.phrase.removeprefix("a ").removeprefix("an "), []).append(one.box)
+            found.setdefault(without_article(one.phrase), []).append(one.box)
     return found

@@ -3,12 +3,48 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ..bridges.base import Text
+from ..bridges.base import Run, Text
+
+
+def texts_of(run: Run, prompts: Sequence[Sequence[str]]) -> list[Text]:
+    """Each sample's further prompts, encoded: the k-th text has the k-th prompt of every sample, (n, ...).
+
+    A sample that has fewer than others repeats its own prompt there.
+    """
+    most = max(map(len, prompts), default=0)
+    rows = list(zip(prompts, run.prompts, strict=True))
+    return [run.encode([own[k] if k < len(own) else said for own, said in rows]) for k in range(most)]
+
+
+@dataclass
+class Parts:
+    """Further prompts of the samples, each with a weight. texts: as of `texts_of`. weights: (n, prompts)."""
+
+    texts: list[Text]
+    weights: torch.Tensor
+
+    @classmethod
+    def of(cls, run: Run, prompts: Sequence[Sequence[str]], shared: bool = False) -> Parts:
+        """A weight of 1 for each prompt; shared: of 1 for all prompts of a sample together."""
+        texts = texts_of(run, prompts)
+        weights = torch.zeros(len(prompts), len(texts), device=run.text.tokens.device)
+        for row, own in enumerate(prompts):
+            weights[row, : len(own)] = 1 / len(own) if shared and own else 1.0
+        return cls(texts, weights)
+
+    def differences(self, run: Any, origin: torch.Tensor) -> torch.Tensor:
+        """The weighed sum, like `origin` (n, ...), of what the texts' predictions for `run.given` differ from it."""
+        total = torch.zeros_like(origin)
+        for text, weight in zip(self.texts, self.weights.unbind(dim=1), strict=True):
+            own = run.evaluate(run.given, text) - origin
+            total = total + weight.to(own).view(-1, *[1] * (own.ndim - 1)) * own
+        return total
 
 
 def guided(run: Any, latents: torch.Tensor, text: Text) -> torch.Tensor:

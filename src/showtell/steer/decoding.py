@@ -67,6 +67,13 @@ def drawn(probabilities: torch.Tensor, generator: torch.Generator | None = None)
     return torch.multinomial(flat, 1, generator=generator).view(probabilities.shape[:-1])
 
 
+def uniform(run: Any, count: int) -> torch.Tensor:
+    """Random numbers in [0, 1) for the samples of a run, (n, count), each row from its sample's own generator."""
+    if isinstance(run.generators, list):
+        return torch.stack([torch.rand(count, generator=one) for one in run.generators])
+    return torch.rand(len(run.prompts), count, generator=run.generators)
+
+
 def residual(target: torch.Tensor, draft: torch.Tensor) -> torch.Tensor:
     """max(0, p - q), normalised: what to draw from after a rejection (arXiv 2211.17192, section 2.3)."""
     rest = (target - draft).clamp(min=0)

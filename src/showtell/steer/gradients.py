@@ -10,7 +10,7 @@ import torch
 from ..bridges.base import Run, Technique
 from ..bridges.layout import Place
 from ..errors import ShowtellError
-from .maps import TokenMaps, Where, among_words, averaged, places, token_maps
+from .maps import TokenMaps, Where, among_words, averaged, near, places, token_maps
 from .regions import Box, mask_on, positions_of
 
 Loss = Callable[[Run, list[TokenMaps]], torch.Tensor]
@@ -23,7 +23,8 @@ class AttentionGradient(Technique):
     loss: see `Loss`. where: the places to read. size: of a step, a number or a function of the progress.
     until: fraction of the sampling. refinements: gradient steps at each sampling step, a number or a function of it.
     enough: a sample whose loss is at most this is left alone. normalised: divides the gradient by its largest
-    absolute value. Each gradient step costs one conditional evaluation and its backward pass. size 0 changes nothing.
+    absolute value. nearest: of the places, those alone whose grid is the nearest to so many tokens (`maps.near`).
+    Each gradient step costs one conditional evaluation and its backward pass. size 0 changes nothing.
     """
 
     def __init__(
@@ -35,12 +36,15 @@ class AttentionGradient(Technique):
         refinements: int | Callable[[int], int] = 1,
         enough: float | None = None,
         normalised: bool = False,
+        nearest: int | None = None,
     ) -> None:
         self.loss, self.where, self.size, self.until = loss, where or places(), size, until
-        self.refinements, self.enough, self.normalised = refinements, enough, normalised
+        self.refinements, self.enough, self.normalised, self.nearest = refinements, enough, normalised, nearest
 
     def wants(self, run: Run, place: Place) -> bool:
-        return getattr(run.state(self), "maps", None) is not None and place.text is not None and self.where(place)
+        if getattr(run.state(self), "maps", None) is None or place.text is None or not self.where(place):
+            return False
+        return self.nearest is None or near(run, place, self.nearest)
 
     def attention(self, run: Run, site: Any) -> None:
         found = token_maps(site)
@@ -66,19 +70,32 @@ class AttentionGradient(Technique):
 
     def gradient(self, run: Run, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(losses (n,), gradient like the latents) at the current noise level."""
+        latents = latents.detach().requires_grad_()
+        return self.slope(run, latents, latents)
+
+    def slope(self, run: Run, latents: torch.Tensor, of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(losses (n,), gradient like `of`) at the current noise level. of: what requires a gradient, the latents or
+        what `run.text` was made from inside `torch.enable_grad()`.
+        """
         state = run.state(self)
         state.maps = []
         try:
             with torch.enable_grad():
-                latents = latents.detach().requires_grad_()
                 run.look(latents)
                 if not state.maps:
                     raise ShowtellError("no attention place was chosen to read; widen `where`.")
                 losses = self.loss(run, state.maps)
-                [gradient] = torch.autograd.grad(losses.sum(), latents)
+                [gradient] = torch.autograd.grad(losses.sum(), of)
         finally:
             state.maps = None
         return losses.detach(), gradient
+
+
+def falling(size: float) -> Callable[[float], float]:
+    """Step sizes by the progress: `size` times the root of what falls from 1 to 1/2 over the sampling, as the released
+    code of Attend-and-Excite (arXiv 2301.13826) has them, with a size of 20.
+    """
+    return lambda progress: size * (1 - progress / 2) ** 0.5
 
 
 def excite(*phrases: str) -> Loss:

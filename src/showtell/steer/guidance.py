@@ -6,7 +6,7 @@ u + w (c - u). `guidance_scale` of the call gives w unless a technique says othe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from diffusers.guiders.guider_utils import rescale_noise_cfg
 
 from ..bridges.base import Run, Technique
 from ..errors import ShowtellError
+from .companions import Parts
+from .lists import lists_of
 
 
 class RescaledGuidance(Technique):
@@ -94,6 +96,28 @@ class ProjectedGuidance(Technique):
         clean = normalized_guidance(clean_c, clean_u, run.guidance, average, self.eta, self.threshold)
         # The clean latents are linear in the prediction, so what changes them changes it.
         return conditional + (clean - clean_c) / clean_slope(run)
+
+
+class ComposedGuidance(Technique):
+    """The guidance of several prompts, summed: u + w sum_i (c_i - u).
+
+    Composable Diffusion, arXiv 2206.01714, eq. 11. parts: the prompts, the same for all samples or a list for each; the
+    call's own prompt takes no part, and a sample without parts is unconditional. shared: their mean for their sum, so
+    that together they have the scale w.
+    """
+
+    unconditional = True
+    makes = ("prediction",)
+
+    def __init__(self, parts: Sequence[str] | Sequence[Sequence[str]], shared: bool = False) -> None:
+        self.parts, self.shared = parts, shared
+
+    def start(self, run: Run, latents: torch.Tensor) -> None:
+        run.state(self).parts = Parts.of(run, lists_of(self.parts, len(run.prompts), "parts"), self.shared)
+
+    def prediction(self, run: Any, guided: Any, conditional: Any, unconditional: Any) -> torch.Tensor:
+        whole = unconditional + run.state(self).parts.differences(run, unconditional)
+        return run.adapter.guide(run, {"text": whole, "negative": unconditional})
 
 
 class ZeroStarGuidance(Technique):

@@ -62,3 +62,16 @@ def entity_regions(
     if len(found) != len(as_list(images)):
         raise ShowtellError(f"{bridge.name} showed no attention between these prompts' words and the image.")
     return images, found
+
+
+def first_regions(run: Run, latents: torch.Tensor, splits: Sequence[Split]) -> list[list[Region]]:
+    """The regions of `entity_regions` in a first image of each of a run's samples, for techniques that revise it.
+
+    The image is sampled plainly from the same noise, with the run's options. latents: the starting noise, as `start`
+    hooks are given it. splits: the run's prompts, taken apart.
+    """
+    call = {"height": run.height, "width": run.width, "negative_prompt": run.negative_prompts, **run.options}
+    steps = getattr(run.scheduler, "num_inference_steps", None) or run.steps  # some schedulers take more than asked for
+    call |= {"num_inference_steps": steps, "guidance_scale": run.guidance, "scheduler": run.scheduler}
+    noise = latents / getattr(run.scheduler, "init_noise_sigma", 1.0)
+    return entity_regions(run.bridge, splits, latents=noise, output_type="latent", **call)[1]

@@ -90,6 +90,12 @@ def things_of(run: Run, given: Mapping[str, Sequence[str]] | None = None) -> lis
     return rows
 
 
+def tokens_of(thing: Thing) -> list[int]:
+    """All text tokens of a thing, its noun's and its modifiers', in the prompt's order."""
+    noun, modifiers = thing
+    return sorted({*noun, *(at for word in modifiers for at in word)})
+
+
 def membership(groups: Sequence[Sequence[Sequence[int]]], length: int) -> torch.Tensor:
     """Which of `length` text tokens belong to each group of each sample, bool (n, most groups of a sample, length).
 

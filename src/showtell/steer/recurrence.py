@@ -1,4 +1,4 @@
-"""Going back a step with new noise and taking it again: time travel, self-recurrence."""
+"""Steps taken more than once: going back with new noise (time travel, self-recurrence), and going ahead for a look."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..bridges.base import as_list
 from .noise import further_noise
 
 
@@ -33,3 +34,21 @@ def again(run: Any, latents: Tensor, scheduler: Any, rounds: int) -> Tensor:
         run.scheduler = copy.deepcopy(scheduler)
         latents = run.adapter.advance(run, prediction, noisy)
     return latents
+
+
+def ahead(run: Any, latents: Tensor, steps: int) -> None:
+    """The first `steps` steps from the starting latents, for what techniques see in them. For `start` hooks.
+
+    Afterwards the run stands where it stood: its scheduler, its step and its generators are what they were.
+    """
+    generators, scheduler = [one for one in as_list(run.generators) if one is not None], run.scheduler
+    drawn = [one.get_state() for one in generators]
+    run.scheduler = copy.deepcopy(scheduler)
+    try:
+        for step in range(steps):
+            run.step = step
+            latents = run.adapter.advance(run, run.predict(latents, run.timestep), latents)
+    finally:
+        run.scheduler, run.step = scheduler, 0
+        for generator, before in zip(generators, drawn, strict=True):
+            generator.set_state(before)

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from ..bridges.base import Run, Technique
 from ..errors import ShowtellError
+from ..world.language.english import without_article
+from .companions import texts_of
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in fractions of the width and height, from 0 to 1."""
@@ -37,15 +39,18 @@ def mask_on(region: Box | torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
 
 
 def cells(region: Box | torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
-    """The cells of a grid that belong to a region: those it covers at least by half, or else most; bool (*grid,)."""
+    """The cells of a grid that belong to a region: those it covers at least by half, or else most; bool (*grid,).
+
+    An empty mask has none.
+    """
     cover = mask_on(region, grid)
-    return cover >= cover.max().clamp(max=0.5)
+    return (cover >= cover.max().clamp(max=0.5)) & (cover > 0)
 
 
 def named_boxes(phrases: Sequence[str], boxes: Any) -> dict[str, Box]:
     """Phrase -> box of the things of one prompt, without their articles. boxes: (k, 4), as `Box`, for each phrase."""
-    names = [phrase.split(" ", 1)[1] if phrase.split(" ")[0] in ("a", "an", "the") else phrase for phrase in phrases]
-    return {name: tuple(float(side) for side in box) for name, box in zip(names, boxes, strict=True)}  # type: ignore[misc]
+    each = zip(map(without_article, phrases), boxes, strict=True)
+    return {name: tuple(float(side) for side in box) for name, box in each}  # type: ignore[misc]
 
 
 def apart(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -87,14 +92,11 @@ class RegionalPrompts(Technique):
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
         lists = _per_sample(self.regions, len(run.prompts))
-        most = max(len(one) for one in lists)
         state = run.state(self)
-        state.texts, state.masks = [], []
-        for k in range(most):
-            chosen = [one[k] if k < len(one) else None for one in lists]
-            # A sample with fewer regions than others repeats its prompt with an empty mask.
-            state.texts.append(run.encode([r.prompt if r else p for r, p in zip(chosen, run.prompts, strict=True)]))
-            masks = [_weighted(region, latents.shape[2:]) for region in chosen]
+        state.texts = texts_of(run, [[region.prompt for region in one] for one in lists])
+        state.masks = []
+        for k in range(len(state.texts)):  # a sample with fewer regions than others has empty masks
+            masks = [_weighted(one[k] if k < len(one) else None, latents.shape[2:]) for one in lists]
             state.masks.append(torch.stack(masks)[:, None].to(latents))
 
     def prediction(self, run: Run, guided: Any, conditional: Any, unconditional: Any) -> torch.Tensor | None:

@@ -89,19 +89,27 @@ class RecordPairedMaps(Technique):
         self.kept.append(torch.stack([torch.cat(one, dim=2) for one in run.state(self).found], dim=1))
 
 
-def centroid_loss(run: Run, maps: list[TokenMaps], margin: float = 0.4) -> Tensor:
-    """How much the centres of the maps of a prompt's first relation lack of a distance, (n,) in [0, margin + 1].
+def misplaced(pair: Tensor, relation: str, margin: float) -> Tensor:
+    """How much the centres of two maps (2, height, width) lack of a distance, a scalar in [0, margin + 1].
 
-    A loss of `gradients.AttentionGradient`; 0 for a prompt without a relation. margin: in shares of the picture's side,
-    along the relation's axis.
+    relation: of the first to the second, one of `RELATIONS`. margin: in shares of the picture's side, along its axis.
+    """
+    axis, sign = DIRECTIONS[relation]
+    one, two = centroids(pair)
+    return F.relu(margin - sign * (two - one)[axis])
+
+
+def centroid_loss(run: Run, maps: list[TokenMaps], margin: float = 0.4) -> Tensor:
+    """How much the maps of a prompt's first relation are `misplaced`, (n,) in [0, margin + 1].
+
+    A loss of `gradients.AttentionGradient`; 0 for a prompt without a relation.
     """
     found = averaged(maps)
     rows = []
     for own, prompt in zip(found, run.prompts, strict=True):
         lost = own.sum() * 0
         for a, relation, b in read(run, prompt)[:1]:
-            one, two = (own[positions_of(run, prompt, name)].mean(dim=0) for name in (a, b))
-            axis, sign = DIRECTIONS[relation]
-            lost = F.relu(margin - sign * (centroids(two) - centroids(one))[axis])
+            pair = torch.stack([own[positions_of(run, prompt, name)].mean(dim=0) for name in (a, b)])
+            lost = misplaced(pair, relation, margin)
         rows.append(lost)
     return torch.stack(rows)

@@ -23,3 +23,18 @@ def contrast(found: Tensor, told: Tensor, log_scale: Tensor) -> Tensor:
         same = (texts @ texts.T > 0.9999).float()
         logits = log_scale.exp().clamp(max=100) * F.normalize(found.float(), dim=-1) @ texts.T
         return F.cross_entropy(logits, same / same.sum(dim=1, keepdim=True))
+
+
+def nt_xent(vectors: Tensor, pairs: Tensor, temperature: float = 0.5) -> Tensor:
+    """Mean over the positive pairs of -log(e^s / (e^s + the negatives' e^s)), s cosine / temperature (NT-Xent, arXiv
+    2002.05709, eq. 1, of any number of positives). A scalar of 0 or more; 0 without positive pairs.
+
+    vectors: (m, d). pairs: (m, m), above 0 for positive ones, below 0 for negative ones, 0 for neither; a vector is no
+    pair with itself.
+    """
+    unit = F.normalize(vectors, dim=1)
+    scores = unit @ unit.T / temperature
+    negatives = (scores.exp() * (pairs < 0)).sum(dim=1, keepdim=True)
+    losses = (scores.exp() + negatives).log() - scores
+    chosen = (pairs > 0) & ~torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
+    return (losses * chosen).sum() / chosen.sum().clamp(min=1)

@@ -36,6 +36,17 @@ def use_lora(bridge: Any, name: str | None) -> None:
                 module.set_adapter(name)
 
 
+def merge_lora(bridge: Any, name: str) -> None:
+    """Adds one of the denoiser's LoRAs to the weights that it changes, for good; no LoRA is left."""
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in bridge.adapter.denoiser.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge(adapter_names=[name])
+    recurse_remove_peft_layers(bridge.adapter.denoiser)
+
+
 def lora_weights(bridge: Any, name: str) -> dict[str, Tensor]:
     """The LoRA's own weights by their names in the denoiser. Raises ShowtellError where there is none."""
     found = {key: value for key, value in bridge.adapter.denoiser.state_dict().items() if f".{name}." in key}

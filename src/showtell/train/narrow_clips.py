@@ -25,8 +25,7 @@ from showtell.train.networks import inflated
 from showtell.train.noising import Noising
 from showtell.train.trainer import fit
 from showtell.world import Scene, draw, sample
-from showtell.world.motion import STEP
-from showtell.world.scene import Motion
+from showtell.world.scene import STEP, Motion
 
 SIDE, FRAMES, LENGTH = 32, 3, 12
 REACH = (0.2, 0.8)

@@ -78,6 +78,14 @@ def pictures(scenes: Sequence[Scene]) -> list[Any]:
     return to_pil(draw(list(scenes), SIDE))
 
 
+def carry_out(
+    editor: Any, asked: Sequence[Compound], using: Sequence[Any] = (), seed: int = 0, steps: int = 20
+) -> list[Any]:
+    """What the editor makes of the pictures from before when it is given the instructions. using: techniques."""
+    shown, told = pictures([one.before for one in asked]), [one.instruction for one in asked]
+    return editor.edit(shown, told, using=using, seed=seed, num_inference_steps=steps, **call_of(editor))
+
+
 def learn_edits(
     editor: Any, found: Sequence[Compound], steps: int, batch_size: int = 64, lr: float = 1e-3, seed: int = 0,
     at_once: int = 500,

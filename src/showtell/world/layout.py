@@ -16,7 +16,8 @@ import numpy as np
 
 from showtell.world.scene import MAX_OBJECTS, Relation, Scene, SceneError, SceneObject
 
-DIRECTIONS = {"left of": (0, 1.0), "right of": (0, -1.0), "above": (1, 1.0), "below": (1, -1.0)}  # axis, sign
+DIRECTIONS = {"left of": (0, 1.0), "right of": (0, -1.0), "above": (1, 1.0), "below": (1, -1.0)}
+"""Relation of a to b -> the axis, 0 of x and 1 of y, and the sign of b's place less a's on it."""
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 

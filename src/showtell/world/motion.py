@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from showtell.world.draw import CHUNK, Picture, check_size, coverages, paint, topmost
 from showtell.world.glyphs import written
 from showtell.world.raster import PALETTE, Floats, Pose, View, at_rest, drawables
-from showtell.world.scene import COLOURS, Scene, SceneError, SceneObject
+from showtell.world.scene import COLOURS, STEP, Scene, SceneError, SceneObject
 from showtell.world.shapes import turned
 
 TRAVEL = 0.3  # how far an object goes, in canvas units, where the canvas leaves room ...
@@ -24,7 +24,6 @@ _LEAST = 0.12  # ... and how far it goes in any case, so that the direction can 
 _GROWTH = 1.6
 _HOP = 0.22  # height of a bounce
 _PAN, _ZOOM = 0.22, 1.5  # of the camera, from first to last frame
-STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def draw_clip(scenes: Scene | Sequence[Scene], frames: int = 16, size: int = 64) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from showtell.world.scene import COLOURS, SHAPES, STATES, TEXTURES, Scene, SceneObject
+from showtell.world.scene import COLOURS, SHAPES, STATES, STEP, TEXTURES, Scene, SceneObject
 from showtell.world.shapes import DISTANCE
 
 Floats = NDArray[Any]  # float32: everything per pixel
@@ -34,7 +34,7 @@ _STROKE = 0.036  # width of the outline style's stroke
 _WOBBLE = 0.035  # how far watercolour's edges stray, in radii: a circle must not look like a hexagon
 _SHADOW = (0.036, 0.04, 0.38)  # offset, softness, opacity
 _SHADE = 46.0  # brightness that light adds on one side and takes on the other, of 255
-_TOWARDS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "above": (0.0, -1.0), "below": (0.0, 1.0)}
+_TOWARDS = {"left": STEP["left"], "right": STEP["right"], "above": STEP["up"], "below": STEP["down"]}
 
 
 def _palette() -> Table:

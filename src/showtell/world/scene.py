@@ -43,6 +43,8 @@ MOTIONS = {  # kind -> the values that its `to` may take
     "bounce": ("",),
     "recolour": COLOURS,
 }
+STEP: dict[str, tuple[float, float]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+"""Way -> a step along it, (dx, dy) with y pointing down."""
 RELATIONS = ("left of", "right of", "above", "below", "inside", "in front of", "behind", "between")
 INVERSE = {
     "left of": "right of", "right of": "left of", "above": "below", "below": "above",

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 
 from showtell.bridges.layout import Grid
 from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.likeness import pixel_distance
 from showtell.steer.merging import Choice, Choose, Merging, tome, windows
 
 EXAMPLE = """
@@ -84,32 +85,22 @@ def experiment(lab: Lab) -> list[Comparison]:
             using = [Merging(choose, 0.5, 5, seed=seed, report=lambda run, cost: costs.update({(name, seed): cost}))]
         return bridge.generate(prompts.texts, using=using, seed=seed)
 
-    def close(name: str) -> Callable[[int], np.ndarray]:
+    def close(name: str, seed: int) -> np.ndarray:
         """Minus the root mean square distance to the images without merging, in [-1, 0]."""
+        return -pixel_distance(made(name, seed), made("no merging", seed))
 
-        def arm(seed: int) -> np.ndarray:
-            ours, plain = (np.stack([np.asarray(image) for image in made(one, seed)]) for one in (name, "no merging"))
-            return -np.sqrt(np.square(ours / 255.0 - plain / 255.0).mean(axis=(1, 2, 3)))
-
-        return arm
-
-    def cost(name: str) -> Callable[[int], np.ndarray]:
+    def cost(name: str, seed: int) -> np.ndarray:
         """Products of queries and keys in attention among image tokens, as a share of those without merging."""
+        made(name, seed)
+        return np.full(len(prompts.texts), costs.get((name, seed), 1.0))
 
-        def arm(seed: int) -> np.ndarray:
-            made(name, seed)
-            return np.full(len(prompts.texts), costs.get((name, seed), 1.0))
+    def arms(measure: Any, *names: str) -> dict[str, Any]:
+        return {name: partial(measure, name) for name in names}
 
-        return arm
-
-    merged = ("retom", "tome", "random token")
     return [
-        lab.compare({name: close(name) for name in merged}, expect="retom > tome", control="random token"),
-        lab.compare(
-            {name: partial(made, name) for name in choices},
-            metric=prompts.whole,
-            expect="retom >= tome - 0.02",
-            control=None,  # the first comparison has it
-        ),
-        lab.compare({name: cost(name) for name in choices}, expect="no merging >= 1.5 * retom, retom ~ tome"),
-    ]
+        lab.compare(arms(close, "retom", "tome", "random token"), expect="retom > tome", control="random token",
+                    name="closeness"),
+        # The control is in the first comparison.
+        lab.compare(arms(made, *choices), metric=prompts.whole, expect="retom >= tome - 0.02"),
+        lab.compare(arms(cost, *choices), expect="no merging >= 1.5 * retom, retom ~ tome", name="attention"),
+    ]  # fmt: skip

@@ -10,7 +10,7 @@ noised to level 10, 250, 500 or 750 first; the model of one step predicts the cl
 all weights. Deviations: student and discriminator step at once instead of in turn; the model of one step turns to its
 new prediction by a phase with the squared error; transformers give the features of their first half.
 Scaled down: a teacher of 32 steps and guidance 3, stages 8, 4 and 2, few updates without LoRA, the miniature UNet, on
-its own images; FID is that of a judge's features as if they were independent.
+its own images; sets of images are compared by KID, which unlike FID has a term for every image.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from showtell.measure.curation import sharpness
+from showtell.measure.distribution import kid
 from showtell.measure.experiment import Comparison, Lab
-from showtell.measure.judge import load_judge
+from showtell.measure.likeness import pixel_distance
 from showtell.train.distillation import (
     Discriminator,
     discriminator_loss,
@@ -36,6 +38,7 @@ from showtell.train.distillation import (
     levels,
     renoised,
 )
+from showtell.train.lora import add_lora, merge_lora
 from showtell.train.networks import frozen, with_denoiser
 from showtell.train.noising import Noising
 from showtell.train.samples import paired, training_scenes
@@ -75,10 +78,7 @@ def phase(
     with torch.no_grad():
         texts, empty = noising.text(prompts), noising.text([""])
     if rank is not None:
-        from peft import LoraConfig
-
-        layers = ["to_q", "to_k", "to_v", "to_out.0"]
-        student.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), "lightning")
+        add_lora(bridge, "lightning", rank)
     parts: dict[str, nn.Module] = {"student": student}
     if adversary is not None:
         parts["adversary"] = Discriminator(noising, texts, latents, adversary == "path", at_random)
@@ -118,8 +118,7 @@ def phase(
         precision="no", seed=seed, progress=False,
     )  # fmt: skip
     if rank is not None:
-        student.fuse_lora(adapter_names=["lightning"])
-        student.unload_lora()
+        merge_lora(bridge, "lightning")
     student.eval().requires_grad_(False)
 
 
@@ -180,39 +179,29 @@ def experiment(lab: Lab) -> list[Comparison]:
         bridge = bridge_of(name, steps, seed)
         return bridge.generate(prompts.texts, seed=seed, **few_steps(bridge, steps))
 
-    def sharpness(name: str, seed: int) -> np.ndarray:
-        """High-frequency energy of images of two steps, relative to the teacher's of 32, at most 1."""
+    def against_teacher(measure: Callable[[Any, Any], Any], *names: str) -> dict[str, Callable[[int], Any]]:
+        """Images of two steps and the teacher's of 32 for the same noise, measured."""
 
-        def energy(images: list[Any]) -> np.ndarray:
-            grey = np.stack([np.asarray(image, dtype=float).mean(-1) for image in images])
-            return np.square(np.diff(grey, axis=1)).mean((1, 2)) + np.square(np.diff(grey, axis=2)).mean((1, 2))
+        def arm(name: str, seed: int) -> Any:
+            return measure(made(name, 2, seed), made("teacher", TEACHER, seed))
 
-        return np.minimum(energy(made(name, 2, seed)) / np.maximum(energy(made("teacher", TEACHER, seed)), 1e-6), 1.0)
+        return {name: partial(arm, name) for name in names}
 
-    def likeness(name: str, seed: int) -> np.ndarray:
-        """Minus the Frechet distance of features of two-step images to the teacher's, one number a seed."""
-        seen = [load_judge().features(made(*one, seed)) for one in ((name, 2), ("teacher", TEACHER))]
-        (m, v), (n, w) = ((x.mean(0), x.var(0)) for x in seen)
-        return -np.array([np.square(m - n).sum() + (v + w - 2 * np.sqrt(v * w)).sum()])
-
-    def closeness(name: str, seed: int) -> np.ndarray:
-        """Minus the root mean square distance of two-step images to the teacher's for the same noise."""
-        ours, theirs = (
-            np.stack([np.asarray(x) / 255.0 for x in made(*one, seed)]) for one in ((name, 2), ("teacher", TEACHER))
-        )
-        return -np.sqrt(np.square(ours - theirs).mean((1, 2, 3)))
-
-    def arms(measure: Callable[[str, int], np.ndarray], *names: str) -> dict[str, Callable[[int], np.ndarray]]:
-        return {name: partial(measure, name) for name in names}
+    def crisp(images: list[Any], others: list[Any]) -> np.ndarray:
+        """High-frequency energy relative to the others', at most 1, as noise has more than enough."""
+        ours, theirs = (sharpness(np.stack([np.asarray(image) for image in one])) for one in (images, others))
+        return np.minimum(ours / np.maximum(theirs, 1e-6), 1.0)
 
     two = ("lightning", "squared error", "teacher", "random features")
     fidelity = {"lightning": partial(made, "lightning", 4), "teacher": partial(made, "teacher", TEACHER),
                 "teacher in 4 steps": partial(made, "teacher", 4)}  # fmt: skip
+    near = against_teacher(lambda images, others: -pixel_distance(images, others), "lightning", "end alone")
     return [
-        lab.compare(arms(sharpness, *two), expect="lightning > squared error", control="random features"),
-        lab.compare(arms(likeness, *two), expect="lightning > squared error", control="random features"),
-        lab.compare(
-            fidelity, metric=prompts.whole, expect="lightning > teacher - 0.05, lightning > teacher in 4 steps"
-        ),
-        lab.compare(arms(closeness, "lightning", "end alone"), expect="lightning > end alone"),  # which is the control
-    ]
+        lab.compare(against_teacher(crisp, *two), expect="lightning > squared error", control="random features",
+                    name="sharpness"),
+        lab.compare(against_teacher(lambda images, others: -kid(images, others), *two), name="minus KID",
+                    expect="lightning > squared error", control="random features"),
+        lab.compare(fidelity, metric=prompts.whole,
+                    expect="lightning > teacher - 0.05, lightning > teacher in 4 steps"),
+        lab.compare(near, expect="lightning > end alone", name="closeness"),  # the other arm is the control
+    ]  # fmt: skip

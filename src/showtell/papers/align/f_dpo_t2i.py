@@ -19,7 +19,6 @@ where it was. So it is not the size of the steps: pushed away from wrong scenes,
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -29,12 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from showtell.errors import ShowtellError
+from showtell.measure.curation import entropy
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, SIDES
 from showtell.measure.scores import match, read
 from showtell.train.preference import prefer
 from showtell.train.samples import drawn, latents_of
-from showtell.world import Relation, Scene, sample
+from showtell.world import Relation, Scene, SceneObject, sample
 from showtell.world.layout import place
 from showtell.world.scene import COLOURS, SHAPES, holds
 
@@ -100,6 +100,11 @@ def judged(scenes: list[Scene], rng: random.Random) -> list[tuple[Scene, Scene]]
     return found
 
 
+def side_of(one: SceneObject, other: SceneObject) -> str:
+    """The side of the other thing that the one is on, or "neither"."""
+    return next((side for side in SIDES if holds(side, (one,), (other,))), "neither")
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     prompts = lab.prompts("pairs", max(1, lab.n // SHOWN))
     texts = [" and ".join(phrases) for phrases in prompts.phrases for _ in range(SHOWN)]
@@ -137,14 +142,9 @@ def experiment(lab: Lab) -> list[Comparison]:
         """Entropy, of at most 1, of where the first thing is beside the second, over the images of each prompt."""
         found = []
         for i, wanted in enumerate(prompts.scenes):
-            sides: Counter[str] = Counter()
-            for other in seen(name, seed)[i * SHOWN : (i + 1) * SHOWN]:
-                a, b = match(wanted, other)
-                if a is not None and b is not None:
-                    sides.update([next((side for side in SIDES if holds(side, (a,), (b,))), "neither")])
-            shares = np.array(list(sides.values())) / max(1, sum(sides.values()))
-            found.append(float(-(shares * np.log(shares)).sum() / np.log(SHOWN)))
-        return np.array(found)
+            pairs = [match(wanted, other) for other in seen(name, seed)[i * SHOWN : (i + 1) * SHOWN]]
+            found.append(entropy(side_of(a, b) for a, b in pairs if a is not None and b is not None))
+        return np.array(found) / np.log(SHOWN)
 
     def arms(measure: Any, *names: str) -> dict[str, Any]:
         return {name: partial(measure, name) for name in names}

@@ -31,7 +31,6 @@ from showtell.bridges.base import Technique, Text
 from showtell.measure.experiment import Comparison, Lab
 from showtell.train.narrow_clips import at_rest, crossing, crossing_latents, learn_clips, learnt, small_video
 from showtell.train.noising import Noising
-from showtell.world import Scene
 
 EXAMPLE = """
 import torch
@@ -105,13 +104,10 @@ def packed(bridge: Any, clips: Sequence[Tensor], text: Text, times: Tensor) -> l
 
 def _unpatched(tokens: Tensor, like: Tensor, config: Any) -> Tensor:
     """Tokens (1, n, numbers) laid out as the clip that they come from."""
-    side, long = config.patch_size, config.patch_size_t
+    side, long = config.patch_size, config.patch_size_t or 1
     _, _, frames, height, width = like.shape
-    rows, columns = height // side, width // side
-    if long is None:  # a token's numbers are (channels, rows, columns), in 1.5 (channels, frames, rows, columns)
-        grid = tokens.reshape(frames, rows, columns, -1, 1, side, side)
-    else:
-        grid = tokens.reshape(frames // long, rows, columns, -1, long, side, side)
+    # A token's numbers are (channels, rows, columns), in 1.5 (channels, frames, rows, columns).
+    grid = tokens.reshape(frames // long, height // side, width // side, -1, long, side, side)
     return grid.permute(3, 0, 4, 1, 5, 2, 6).reshape(1, -1, frames, height, width)
 
 
@@ -121,9 +117,9 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 def experiment(lab: Lab) -> list[Comparison]:
     lab.base("vae")
-
-    def watching(name: str) -> list[Technique]:
-        return [Factorised()] if name == "factorised" else []
+    watching: dict[str, list[Technique]] = {"cogvideox": [], "factorised": [Factorised()], "one norm": []}
+    moving = crossing(lab.n, 1 + lab.seed, lab.split)
+    held_out = {False: moving, True: [at_rest(scene) for scene in moving]}  # by whether they rest
 
     def blank(name: str, seed: int) -> Any:
         bridge = small_video(seed)
@@ -131,17 +127,11 @@ def experiment(lab: Lab) -> list[Comparison]:
             share_norms(bridge.pipeline.transformer)
         return bridge
 
-    def seen() -> list[Scene]:
-        """What is trained on: things that cross, and others at rest."""
-        return [*crossing(CLIPS // 2), *crossing(CLIPS // 2, rest=True)]
-
-    def drawn() -> dict[str, Tensor]:
-        return {"latents": crossing_latents(seen())}
-
     def make(name: str, seed: int) -> Any:
-        latents = lab.trained("latents", drawn, shared=True, clips=CLIPS)["latents"]
-        texts = [scene.caption() for scene in seen()]
-        return learn_clips(blank(name, seed), latents, texts, STEPS, watching=watching(name), seed=seed)
+        scenes = [*crossing(CLIPS // 2), *crossing(CLIPS // 2, rest=True)]
+        drawn = lab.trained("latents", lambda: {"latents": crossing_latents(scenes)}, shared=True, clips=CLIPS)
+        texts = [scene.caption() for scene in scenes]
+        return learn_clips(blank(name, seed), drawn["latents"], texts, STEPS, watching=watching[name], seed=seed)
 
     @cache
     def bridge_of(name: str, seed: int) -> Any:
@@ -150,20 +140,18 @@ def experiment(lab: Lab) -> list[Comparison]:
         learnt(bridge).eval().requires_grad_(False).load_state_dict(state)
         return bridge
 
-    moving = crossing(lab.n, 1 + lab.seed, lab.split)
-    resting = [at_rest(scene) for scene in moving]
+    @cache
+    def latents(rest: bool) -> Tensor:
+        return crossing_latents(held_out[rest], 1)
 
     @cache
-    def held_out(rest: bool) -> Tensor:
-        return crossing_latents(resting if rest else moving, 1)
-
     def missed(rest: bool, name: str, seed: int) -> np.ndarray:
         """The loss on held-out clips, mean over the noise levels."""
-        noising, clean = Noising(bridge_of(name, seed)), held_out(rest)
-        told = noising.text([scene.caption() for scene in (resting if rest else moving)])
+        noising, clean = Noising(bridge_of(name, seed)), latents(rest)
+        told = noising.text([scene.caption() for scene in held_out[rest]])
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
         levels = [noising.at_share(clean, noise, share) for share in SHARES]
-        errors = [noising.predict(at, told, watching(name)) - noising.target(at) for at in levels]
+        errors = [noising.predict(at, told, watching[name]) - noising.target(at) for at in levels]
         return torch.stack(errors).square().flatten(2).mean(dim=(0, 2)).numpy()
 
     def lost(rest: bool, seed: int) -> np.ndarray:
@@ -171,7 +159,7 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     def spread(even: bool, seed: int) -> np.ndarray:
         """The standard deviation of a batch's loss over draws of noise levels, batch by batch."""
-        noising, clean = Noising(bridge_of("cogvideox", seed)), held_out(False)
+        noising, clean = Noising(bridge_of("cogvideox", seed)), latents(False)
         told, rng, found = noising.text([scene.caption() for scene in moving]), np.random.default_rng(seed), []
         for group in range(GROUPS):
             rows, losses = torch.from_numpy(rng.integers(len(moving), size=EACH)), []

@@ -8,7 +8,8 @@ that of a bidirectional teacher. Trained on true frames instead, a model never m
 Faithful: the few-step rollout, of which only a random last step of every chunk has gradients and none reach the cache;
 distribution matching with a guided teacher and a critic that learns online, several updates to one of the generator;
 the start from the teacher's ODE solutions; the rolling cache; teacher and diffusion forcing as baselines. Of the three
-losses on clips (DMD, SiD, GAN) the first. Ours: any text-to-video bridge with rotary positions.
+losses on clips (DMD, SiD, GAN) the first. Ours: any text-to-video bridge with rotary positions; the first frame is not
+hidden from the last chunk in training, which matters for clips longer than those that were trained on.
 Scaled down: 8 latent frames in chunks of 2, two updates of the critic instead of five, 40 of every arm's student, all
 from one start; one learning rate for student and critic, and no averaging of weights; as the world's clips are better
 than the teacher's, the baselines learn from the teacher's, so that all arms have one source.

@@ -15,7 +15,7 @@ stands for several frames, boxes are interpolated to it. The rate belongs to Sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.frequencies import butterworth, mixed_frequencies
 from showtell.steer.maps import Where
 from showtell.steer.trajectories import MovedNoise, Path, at_frames, cells_of, each_frame, moved
-from showtell.world.draw import boxes as boxes_of
+from showtell.world.draw import boxes
 from showtell.world.motion import tracks
 
 EXAMPLE = """
@@ -85,16 +85,10 @@ class SgI2V(Technique):
     """
 
     def __init__(
-        self,
-        paths: Sequence[Path] | Sequence[Sequence[Path]],
-        window: tuple[float, float] = (0.1, 0.42),
-        iterations: int = 5,
-        lr: float = 0.21,
-        sigma: float = 0.4,
-        cutoff: float | None = 0.5,
-        where: Where | None = None,
-        aligned: bool = True,
-    ) -> None:
+        self, paths: Sequence[Path] | Sequence[Sequence[Path]], window: tuple[float, float] = (0.1, 0.42),
+        iterations: int = 5, lr: float = 0.21, sigma: float = 0.4, cutoff: float | None = 0.5,
+        where: Where | None = None, aligned: bool = True,
+    ) -> None:  # fmt: skip
         shared = not paths or isinstance(paths[0][0][0], (int, float))
         self.paths: Any = [paths] if shared else list(paths)
         self.window, self.iterations, self.lr, self.sigma = window, iterations, lr, sigma
@@ -156,7 +150,7 @@ class SgI2V(Technique):
 
 
 def decoder_attentions(run: Any) -> list[str]:
-    """Self- and joint attentions to read: see the head of this file."""
+    """Self- and joint attentions to read: of a decoder's middle block, else of the third quarter."""
     names = [name for name, kind in run.adapter.layout(run).calls if kind in ("self", "joint")]
     up = [name for name in names if name.startswith("up_blocks.")]
     if not up:
@@ -166,27 +160,26 @@ def decoder_attentions(run: Any) -> list[str]:
     return middle[1:] or middle
 
 
+FRAMES = 16  # of a clip, at which paths are given
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts = lab.base("animator"), lab.prompts("motion")
-    pictures, frames = prompts.renders, 16
+    # Where every object is seen through the clip; those at rest are pinned.
+    wanted = [
+        [moved(tuple(box.tolist()), track) for box, track in zip(boxes(scene), tracks(scene, FRAMES)[0], strict=True)]
+        for scene in prompts.scenes
+    ]
 
-    def paths(scene: Any) -> list[Path]:
-        """Where every object is seen through the clip; those at rest are pinned."""
-        sizes = [tuple(float(side) for side in box) for box in boxes_of(scene)]
-        return [moved(box, track) for box, track in zip(sizes, tracks(scene, frames)[0], strict=True)]  # type: ignore[arg-type]
-
-    wanted = [paths(scene) for scene in prompts.scenes]
-
-    def arm(technique: Callable[..., Technique] | None = None, **more: Any) -> Any:
-        using = [technique(wanted, **more)] if technique else []
-        return cache(lambda seed: bridge.animate([""] * len(wanted), pictures, using=using, seed=seed))
+    def arm(*using: Technique) -> Any:
+        return cache(lambda seed: bridge.animate([""] * len(wanted), prompts.renders, using=list(using), seed=seed))
 
     arms = {
-        "sg_i2v": arm(SgI2V),
+        "sg_i2v": arm(SgI2V(wanted)),
         "plain": arm(),
-        "moved noise": arm(MovedNoise),
-        "features not aligned": arm(SgI2V, aligned=False),
-        "all frequencies": arm(SgI2V, cutoff=None),
+        "moved noise": arm(MovedNoise(wanted)),
+        "features not aligned": arm(SgI2V(wanted, aligned=False)),
+        "all frequencies": arm(SgI2V(wanted, cutoff=None)),
     }
     distance = partial(track_error, scenes=prompts.scenes)
     expect = "plain >= 2 * sg_i2v, moved noise > sg_i2v"

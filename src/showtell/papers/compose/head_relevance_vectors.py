@@ -41,6 +41,8 @@ from showtell.world.scene import COLOURS, SHAPES, SIZES, TEXTURES
 
 Heads = dict[str, torch.Tensor]
 """Name of an attention module -> a number per head, (heads,)."""
+Concepts = Mapping[str, Sequence[str]]
+"""Name -> its words."""
 
 EXAMPLE = """
 import showtell
@@ -57,10 +59,10 @@ weights = adjusting(vectors["colour"], vectors["plant"])
 class CountHeads(Technique):
     """Counts, head by head, which concept the queries of the sampled image attend to most. Images do not change.
 
-    counts: module -> (heads, concepts), to which the call adds. concepts: name -> its words.
+    counts: module -> (heads, concepts), to which the call adds.
     """
 
-    def __init__(self, counts: Heads, concepts: Mapping[str, Sequence[str]], seed: int = 0) -> None:
+    def __init__(self, counts: Heads, concepts: Concepts, seed: int = 0) -> None:
         self.counts, self.concepts, self.seed = counts, concepts, seed
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
@@ -78,10 +80,8 @@ class CountHeads(Technique):
             drawn = random.Random(f"{self.seed}/{prompt}/{run.step}")
             words = [drawn.choice(list(one)) for one in self.concepts.values()]
             state.spans.append(listed([state.at[word] for word in words]))
-            if max(map(max, state.spans[-1])) >= tokens.shape[1]:
-                raise ShowtellError(
-                    f"{len(words)} concepts are too many for {tokens.shape[1]} text tokens; give fewer."
-                )
+            if max(map(max, state.spans[-1])) >= (room := tokens.shape[1]):
+                raise ShowtellError(f"{len(words)} concepts are too many for {room} text tokens; give fewer.")
             for word, span in zip(words, state.spans[-1], strict=True):
                 tokens[row, span] = state.encoded[word][state.at[word]]
         return {"concepts": run.text.with_tokens(tokens)}
@@ -103,9 +103,7 @@ class CountHeads(Technique):
             raise ShowtellError("this model has no cross-attention, whose heads are compared here; use one that has.")
 
 
-def relevance(
-    bridge: Any, concepts: Mapping[str, Sequence[str]], prompts: Sequence[str], **more: Any
-) -> dict[str, Heads]:
+def relevance(bridge: Any, concepts: Concepts, prompts: Sequence[str], **more: Any) -> dict[str, Heads]:
     """Concept -> its head relevance vector, with mean 1 over all heads. more: keywords of `generate`."""
     counts: Heads = {}
     bridge.generate(list(prompts), using=[CountHeads(counts, concepts)], output_type="latent", **more)
@@ -175,13 +173,19 @@ def experiment(lab: Lab) -> list[Comparison]:
     def vectors() -> dict[str, Heads]:
         return relevance(bridge, concepts, lab.validation("pairs", 16).texts, seed=0)
 
-    def lost(order: Any) -> Any:
+    def order(concept: str) -> list[tuple[str, int]]:
+        return ranked(vectors()[concept])
+
+    def shuffled(concept: str, seed: int) -> list[tuple[str, int]]:
+        return random.Random(f"{concept}/{seed}").sample(heads := order(concept), len(heads))
+
+    def lost(ordered: Any) -> Any:
         """Per prompt, what is lost of a concept whose heads are weakened in an order: the area over the curve."""
 
         def arm(seed: int) -> tuple[np.ndarray, Any]:
             found = []
             for concept, score in (("colour", colours), ("shape", scores.objects)):
-                heads = order(concept, seed)
+                heads = ordered(concept, seed)
                 for count in (len(heads) // 4, len(heads) // 2):
                     using = [HeadWeights(weakening(heads[:count], vectors()[concept]))]
                     images = bridge.generate(prompts.texts, using=using, seed=seed, num_inference_steps=10)
@@ -190,14 +194,11 @@ def experiment(lab: Lab) -> list[Comparison]:
 
         return arm
 
-    def drawn(concept: str, seed: int) -> list[tuple[str, int]]:
-        return random.Random(f"{concept}/{seed}").sample(heads := ranked(vectors()[concept]), len(heads))
-
     orders = {
-        "most relevant first": lost(lambda concept, seed: ranked(vectors()[concept])),
-        "least relevant first": lost(lambda concept, seed: ranked(vectors()[concept])[::-1]),
-        "random order": lost(drawn),
-        "order of another concept": lost(lambda concept, seed: ranked(vectors()[other[concept]])),
+        "most relevant first": lost(lambda concept, seed: order(concept)),
+        "least relevant first": lost(lambda concept, seed: order(concept)[::-1]),
+        "random order": lost(shuffled),
+        "order of another concept": lost(lambda concept, seed: order(other[concept])),
     }
     expect = "most relevant first > random order, random order > least relevant first"
     weakened = lab.compare(orders, name="concept lost", expect=expect, control="order of another concept")

@@ -6,12 +6,11 @@ loss by which latents are moved while sampling. It is trained on maps of inverte
 true and with a false relation in the prompt; otherwise it would learn to read the relation's word, which leaks into the
 objects' maps, instead of the geometry.
 
-Faithful: maps of all heads and layers at 16x16, a word's tokens averaged; a transformer over them with an embedding of
-the time before each layer, a learned query that pools one map per object, a second transformer, the time again and
-three layers for the relation; fixed-point inversion of 5 iterations without guidance, recorded at the shares 0.1, 0.2,
-0.3, 0.4, 0.5 and 0.98 of the steps, pictures left out below 19.5 dB; AdamW with a rate of 1e-4 and a decay of 0.05 on
-batches of 64; gradient steps of 5 (Stable Diffusion 1.4: 7.5), up to 16 in each step of the first half; of several
-relations one after the other.
+Faithful: maps of all heads and layers at 16x16, a word's tokens averaged; the classifier's two transformers with a
+query that pools one map per object, told the time; fixed-point inversion of 5 iterations without guidance, recorded at
+the shares 0.1 to 0.5 and 0.98 of the steps, pictures left out below 19.5 dB; AdamW with a rate of 1e-4 and a decay of
+0.05 on batches of 64; gradient steps of 5 (Stable Diffusion 1.4: 7.5), up to 16 in each step of the first half; of
+several relations one after the other.
 Ours: triplets are read off neighbouring noun phrases instead of by spaCy. Maps have a mean of one (the released code: a
 sum), or else the first layer would have to learn to see them beside the layers' positions. Training takes a number of
 steps, where the paper stops early on held-out data. A sample's steps end at one loss, 7e-5, which is the released
@@ -47,18 +46,11 @@ from showtell.steer.inversion import Inversion
 from showtell.steer.lists import lists_of
 from showtell.steer.maps import Where, places
 from showtell.steer.regions import positions_of
-from showtell.steer.relations import (
-    RELATIONS,
-    RecordPairedMaps,
-    Triplet,
-    centroid_loss,
-    paired_maps,
-    read,
-    triplets_of,
-)
+from showtell.steer.relations import RELATIONS, RecordPairedMaps, Triplet, centroid_loss, paired_maps, read, triplets_of
 from showtell.train import fit
 from showtell.train.batches import Batch, Pool
 from showtell.train.samples import drawn
+from showtell.world.language.english import indefinite
 from showtell.world.sampling import sample
 
 EXAMPLE = """
@@ -95,7 +87,8 @@ def recorded(
         kept, good = list[Tensor](), torch.ones(1, dtype=torch.bool)
         for told in (triplets[some], others[some]):
             using = [RecordPairedMaps(kept, told, levels, side), Inversion(latents, iterations=iterations)]
-            again = bridge.generate([f"a {a} {relation} a {b}" for a, relation, b in told], using=using, **call)
+            said = [f"{indefinite(a)} {relation} {indefinite(b)}" for a, relation, b in told]
+            again = bridge.generate(said, using=using, **call)
             near = [psnr(one, two.resize(one.size)) for one, two in zip(pictures[some], again, strict=True)]
             # An object whose words the encoder cuts off has no maps.
             good = good & (torch.tensor(near) >= least) & kept[-1].flatten(1).isfinite().all(dim=1)
@@ -109,9 +102,7 @@ def recorded(
             })  # fmt: skip
     data = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     if not len(data["maps"]):
-        raise ShowtellError(
-            f"no picture was given back at {least} dB; use more steps or iterations, or a smaller `least`."
-        )
+        raise ShowtellError(f"no picture was given back at {least} dB; use more steps or iterations, or less `least`.")
     return data
 
 
@@ -131,8 +122,8 @@ def classifier_of(
     torch.manual_seed(seed)
     model = RelationClassifier(chosen["maps"].shape[2], chosen["maps"].shape[-1], **sizes)
     pool = Pool({name: values.numpy() for name, values in chosen.items()}, batch_size)
-    call: dict[str, Any] = {"weight_decay": 0.05, "seed": seed, "progress": False}
-    return fit(model, loss, pool, steps=steps, lr=lr, **call).model.requires_grad_(False)
+    made = fit(model, loss, pool, steps=steps, lr=lr, weight_decay=0.05, seed=seed, progress=False)
+    return made.model.requires_grad_(False)
 
 
 class LearnToSteer(AttentionGradient):
@@ -143,16 +134,10 @@ class LearnToSteer(AttentionGradient):
     """
 
     def __init__(
-        self,
-        classifier: RelationClassifier,
-        triplets: Sequence[Triplet] | Sequence[Sequence[Triplet]] | None = None,
-        size: float = 5.0,
-        until: float = 0.5,
-        refinements: int = 16,
-        enough: float | None = 7e-5,
-        normalised: bool = False,
-        where: Where | None = None,
-    ) -> None:
+        self, classifier: RelationClassifier, triplets: Sequence[Triplet] | Sequence[Sequence[Triplet]] | None = None,
+        size: float = 5.0, until: float = 0.5, refinements: int = 16, enough: float | None = 7e-5,
+        normalised: bool = False, where: Where | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(self.losses, where, size, until, refinements, enough, normalised)
         self.classifier, self.triplets = classifier, triplets
 
@@ -161,11 +146,10 @@ class LearnToSteer(AttentionGradient):
             given = [read(run, prompt) for prompt in run.prompts]
         else:
             given = lists_of(self.triplets, len(run.prompts), "triplets", tuple)
-        state = run.state(self)
-        state.wanted = []
+        run.state(self).wanted = []
         for prompt, own in zip(run.prompts, given, strict=True):
             found = [([positions_of(run, prompt, a), positions_of(run, prompt, b)], r) for a, r, b in own]
-            state.wanted.append([(pair, RELATIONS.index(r)) for pair, r in found if all(pair)])
+            run.state(self).wanted.append([(pair, RELATIONS.index(r)) for pair, r in found if all(pair)])
 
     def turn(self, run: Run) -> list[Any]:
         """Each sample's triplet of this gradient step; one of no meaning where it has none."""
@@ -192,15 +176,13 @@ class LearnToSteer(AttentionGradient):
         """Cross-entropy of each sample, (n,); 0 where it has no triplet."""
         seen, levels = torch.cat(maps, dim=2), self.classifier.levels
         if seen.shape[2] != self.classifier.channels:
-            raise ShowtellError(
-                f"{seen.shape[2]} maps here, but the classifier was trained on {self.classifier.channels}."
-            )
+            trained = self.classifier.channels
+            raise ShowtellError(f"{seen.shape[2]} maps here, but the classifier was trained on {trained}.")
         number = next((i for i, level in enumerate(levels) if run.progress <= level + 1e-9), len(levels) - 1)
         wanted = torch.tensor([relation for _, relation in self.turn(run)], device=seen.device)
-        logits = self.classifier(seen, torch.full_like(wanted, number))
-        return F.cross_entropy(logits, wanted, reduction="none") * torch.tensor(
-            [float(bool(own)) for own in run.state(self).wanted], device=seen.device
-        )
+        named = torch.tensor([bool(own) for own in run.state(self).wanted], device=seen.device)
+        lost = F.cross_entropy(self.classifier(seen, torch.full_like(wanted, number)), wanted, reduction="none")
+        return torch.where(named, lost, 0.0 * lost)
 
 
 PICTURES, TRAINING = 96, 500
@@ -216,17 +198,15 @@ def experiment(lab: Lab) -> list[Comparison]:
         scenes = [scene for part in parts for scene in part]
         return recorded(bridge, drawn(scenes), [triplet for [triplet] in map(triplets_of, scenes)], iterations=2)
 
-    def data() -> dict[str, Tensor]:
-        return lab.trained("maps", record, shared=True, pictures=PICTURES)
-
     @cache
     def classifier(dual: bool, seed: int) -> RelationClassifier:
+        data = lab.trained("maps", record, shared=True, pictures=PICTURES)
+
         def train(seed: int) -> RelationClassifier:
-            return classifier_of(data(), TRAINING, lr=5e-4, dual=dual, seed=seed, **SIZES)
+            return classifier_of(data, TRAINING, lr=5e-4, dual=dual, seed=seed, **SIZES)
 
         state = lab.trained("dual" if dual else "single", train, seed, shared=True, steps=TRAINING)
-        shape = data()["maps"].shape
-        model = RelationClassifier(shape[2], shape[-1], **SIZES)
+        model = RelationClassifier(data["maps"].shape[2], data["maps"].shape[-1], **SIZES)
         model.load_state_dict(state)
         return model.eval().requires_grad_(False)
 

@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 from showtell.bridges.base import as_list
-from showtell.data.lettered import TALL, Boxes, around, corner, lettered, lines, some_words, wide
+from showtell.data.lettered import TALL, Boxes, around, corner, lettered, lines, pages, some_words, wide
 from showtell.errors import ShowtellError
 from showtell.measure import lettering
 from showtell.measure.experiment import Comparison, Lab
@@ -35,6 +35,7 @@ from showtell.measure.lettering import read_at
 from showtell.measure.scores import edit_distance
 from showtell.pictures import to_pil
 from showtell.steer.blend import BlendLatents
+from showtell.steer.selection import best_of
 from showtell.train.editors import editor_of, fit_editor
 
 EXAMPLE = """
@@ -109,7 +110,7 @@ def write(
     """
     if len(prompts) != len(layouts):
         raise ShowtellError(f"{len(layouts)} layouts for {len(prompts)} prompts; give one each.")
-    layouts = [(words, repaired(words, boxes, moves, seed=seed) if moves else boxes) for words, boxes in layouts]
+    layouts = [(words, repaired(words, boxes, moves, seed=seed)) for words, boxes in layouts]
     height, width = bridge._size(call.get("height"), call.get("width"))
     drawn = to_pil(np.stack([lettered(*one) for one in layouts]))
     letters = [one.resize((width, height), Image.Resampling.NEAREST) for one in drawn]
@@ -117,10 +118,9 @@ def write(
     def paint(rows: Sequence[int], number: int, *using: Any) -> list[Any]:
         shown, told = [letters[i] for i in rows], [prompts[i] for i in rows]
         more = {**call, "using": using, "seed": [1000 * seed + 100 * number + i for i in rows]}
-        made = (
-            bridge.generate(told, image=shown, **more) if "generate" in bridge.can else bridge.edit(shown, told, **more)
-        )
-        return as_list(to_pil(made))
+        if "generate" in bridge.can:
+            return as_list(to_pil(bridge.generate(told, image=shown, **more)))
+        return as_list(to_pil(bridge.edit(shown, told, **more)))
 
     def misread(images: Sequence[Any]) -> list[np.ndarray]:
         places = [(i, corner(box)) for i, (_, boxes) in enumerate(layouts) for box in boxes]
@@ -147,8 +147,6 @@ def write(
     return images
 
 
-# --- the experiment ---------------------------------------------------------------------------------------------------
-
 GROUNDS = {"white": (255, 255, 255), "sky": (196, 226, 246), "sand": (232, 214, 172)}
 PICTURES, STEPS, BATCH, RATE, SAMPLING = 600, 250, 16, 5e-4, 10
 
@@ -159,16 +157,10 @@ def prompt_of(ground: str) -> str:
 
 def learn_letters(editor: Any, seed: int = 0) -> Any:
     """Trains it to paint what pictures of letters show on the ground that the prompt names; its denoiser."""
-    rng, letters, written, told = random.Random(f"letters {seed}"), [], [], []
-    for _ in range(PICTURES):
-        words, ground = some_words(rng), rng.choice(list(GROUNDS))
-        boxes = lines(words, rng)
-        letters.append(lettered(words, boxes))
-        written.append(lettered(words, boxes, GROUNDS[ground]))
-        told.append(prompt_of(ground))
-    before, after = (to_pil(np.stack(pictures)) for pictures in (letters, written))
-    height, width = editor._size(None, None)
-    return fit_editor(editor, before, told, after, STEPS, BATCH, RATE, share=0, seed=seed, height=height, width=width)
+    before, grounds, after = pages(PICTURES, random.Random(f"letters {seed}"), GROUNDS)
+    told, (height, width) = [prompt_of(ground) for ground in grounds], editor._size(None, None)
+    call: dict[str, Any] = {"share": 0, "seed": seed, "height": height, "width": width}
+    return fit_editor(editor, to_pil(before), told, to_pil(after), STEPS, BATCH, RATE, **call)
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -192,14 +184,13 @@ def experiment(lab: Lab) -> list[Comparison]:
         final = [(words, repaired(words, boxes, moves)) for words, boxes in layouts]
         return lambda seed: (write(editor(), texts, final, moves=0, rounds=rounds, seed=seed, **call), final)
 
+    def fewest_errors(images: Sequence[Any]) -> list[float]:
+        read = [read_at([one] * len(words), map(corner, boxes)) for one, (words, boxes) in zip(images, careless)]
+        return [-sum(map(edit_distance, found, words)) for found, (words, _) in zip(read, careless)]
+
     def best_of_four(seed: int) -> Painted:
         tries = [write(editor(), texts, careless, moves=0, rounds=0, seed=seed + 10 * k, **call) for k in range(4)]
-        chosen = []
-        for i, (words, boxes) in enumerate(careless):
-            places = [corner(box) for box in boxes]
-            errors = [sum(map(edit_distance, read_at([one[i]] * len(words), places), words)) for one in tries]
-            chosen.append(tries[int(np.argmin(errors))][i])
-        return chosen, careless
+        return best_of(tries, fewest_errors), careless
 
     def word_f1(painted: Painted, judge: str = "first") -> np.ndarray:
         return lettering.word_f1(*painted, judge)

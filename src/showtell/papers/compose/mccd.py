@@ -23,6 +23,7 @@ its thing anywhere, and what lies outside the part's box is lost: the base never
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from showtell.errors import ShowtellError
 from showtell.language.results import Box, Layout, Placed
 from showtell.language.rules import Rules, tasked
 from showtell.measure.experiment import Comparison, Lab
+from showtell.steer.boxes import bell
 from showtell.steer.regions import Region, RegionalPrompts, word_regions
 
 EXAMPLE = """
@@ -46,26 +48,25 @@ layouts = [parse(prompt) for prompt in prompts]                            # lm=
 [image] = bridge.generate(prompts, using=mccd(layouts), seed=0)
 """
 
+FLOOR = 0.1
+"""Below it a thing's Gaussian is cut off."""
 Answers = dict[str, Any]
 """Agent -> its answer, in the order in which they were asked."""
 
-FORMS: dict[str, Any] = {
-    "things": list[str],
-    "background": list[str],
-    "actions": list[str],
-    "places": list[str],
-    "layout": list[Box],
-    "embellishment": list[str],
-}
-REQUESTS = {
-    "things": "List every single thing of the prompt with what is said of it, in the prompt's words.",
-    "background": "List in a few words what is said of what is behind the things.",
-    "actions": "List who does what to whom.",
-    "places": "List which thing is where, relative to which.",
-    "layout": "Give a box for each thing, in their order: left, top, right, bottom in fractions of the picture.",
-    "embellishment": "Describe each thing once more, in their order, so that a painter would like to paint it.",
-}
-NEXT = f"Which of these agents is to be asked next: {', '.join(FORMS)}? A list of one; of none when nothing is missing."
+AGENTS: dict[str, tuple[Any, str]] = {
+    "things": (list[str], "List every single thing of the prompt with what is said of it, in the prompt's words."),
+    "background": (list[str], "List in a few words what is said of what is behind the things."),
+    "actions": (list[str], "List who does what to whom."),
+    "places": (list[str], "List which thing is where, relative to which."),
+    "layout": (
+        list[Box], "Give a box for each thing, in their order: left, top, right, bottom in fractions of the picture."
+    ),
+    "embellishment": (
+        list[str], "Describe each thing once more, in their order, so that a painter would like to paint it."
+    ),
+}  # fmt: skip
+"""Name -> the form of its answer, and what it is asked."""
+NEXT = f"Which of these agents is to be asked next: {', '.join(AGENTS)}? A list of one, or none if nothing is missing."
 EVALUATE = "Which agent is at fault for what the program reports? A list of one name, or none."
 
 
@@ -90,20 +91,20 @@ class Agents:
         self.lm, self.rounds = rules() if lm is None else language.load(lm), rounds
 
     def ask(self, agent: str, prompt: str, answers: Answers, feedback: str = "") -> Any:
-        given = {"prompt": prompt, "answers": answers, "feedback": feedback}
-        return self.lm.structured(tasked(agent, REQUESTS[agent], **given), FORMS[agent])
+        form, request = AGENTS[agent]
+        return self.lm.structured(tasked(agent, request, prompt=prompt, answers=answers, feedback=feedback), form)
 
     def decide(self, task: str, words: str, **given: Any) -> str:
         """The name of an agent, or none."""
         chosen = self.lm.structured(tasked(task, words, **given), list[str])[:1]
-        if chosen and chosen[0] not in FORMS:
-            raise ShowtellError(f"{task}: {chosen[0]!r} is no agent; use one of: {', '.join(FORMS)}.")
+        if chosen and chosen[0] not in AGENTS:
+            raise ShowtellError(f"{task}: {chosen[0]!r} is no agent; use one of: {', '.join(AGENTS)}.")
         return chosen[0] if chosen else ""
 
     def forward(self, prompt: str) -> Answers:
         """The conductor's chain: every agent is asked at most once."""
         answers: Answers = {}
-        while len(answers) < len(FORMS):
+        while len(answers) < len(AGENTS):
             chosen = self.decide("next", NEXT, prompt=prompt, answers=answers)
             if not chosen:
                 break
@@ -121,7 +122,7 @@ class Agents:
             fault = self.decide("evaluate", EVALUATE, prompt=prompt, answers=answers, report=found)
             if not fault:
                 break
-            chain = [*answers, *(fault,)] if fault not in answers else list(answers)
+            chain = list(dict.fromkeys((*answers, fault)))
             concerned = chain[chain.index(fault) :]
             for agent in (*reversed(concerned), *concerned[1:]):
                 answers[agent] = self.ask(agent, prompt, answers, "; ".join(found))
@@ -154,7 +155,7 @@ def rules(lm: Any = None) -> Rules:
 
     return Rules(
         {
-            "next": lambda prompt, answers: [agent for agent in FORMS if agent not in answers],
+            "next": lambda prompt, answers: [agent for agent in AGENTS if agent not in answers],
             "things": lambda prompt, **more: [one.prompt for one in placed(prompt)],
             "background": lambda prompt, **more: [span.text for span in model.split(prompt).rest],
             "actions": lambda prompt, **more: [r.words.text for r in model.split(prompt).relations if not r.kind],
@@ -166,20 +167,9 @@ def rules(lm: Any = None) -> Rules:
     )
 
 
-def bell(box: Box, spread: float = 0.5, floor: float = 0.1, size: int = 64) -> torch.Tensor:
-    """A Gaussian on a box, (size, size): 1 in its middle, 0 where it is below `floor`. spread: in sides of the box."""
-    at = (torch.arange(size) + 0.5) / size
-
-    def along(low: float, high: float) -> torch.Tensor:
-        return torch.exp(-((at - (low + high) / 2) ** 2) / (2 * (spread * (high - low)) ** 2))
-
-    mask = along(box[1], box[3])[:, None] * along(box[0], box[2])
-    return torch.where(mask < floor, 0.0, mask)
-
-
-def parts(layout: Layout, ratio: float = 0.6, **more: Any) -> list[Region]:
+def parts(layout: Layout, ratio: float = 0.6) -> list[Region]:
     """The background and every thing with its share of the prediction; all shares sum to `ratio` everywhere."""
-    bells = [bell(one.box, **more) for one in layout.placed]
+    bells = [bell(one.box, floor=FLOOR) for one in layout.placed]
     if not bells:
         return []
     behind = 1 - torch.stack(bells).amax(dim=0)
@@ -194,7 +184,10 @@ class Enhance(Technique):
     """
 
     def __init__(self, layouts: Sequence[Layout], amount: float = 1.0, until: float = 0.5) -> None:
-        self.named = [{one.phrase: bell(one.box) for one in layout.placed} for layout in layouts]
+        self.named: list[dict[str, torch.Tensor]] = [{} for _ in layouts]
+        for named, one in ((named, one) for named, layout in zip(self.named, layouts) for one in layout.placed):
+            mask = bell(one.box, floor=FLOOR)
+            named[one.phrase] = torch.maximum(named.get(one.phrase, mask), mask)  # counted things share their words
         self.amount, self.until = amount, until
 
     def wants(self, run: Run, place: Place) -> bool:
@@ -217,10 +210,16 @@ def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> list[Techniq
     return mccd([parse(text) for text in prompts], **options)
 
 
+def turn(layout: Layout) -> Layout:
+    """The control: every thing in the box of the next one."""
+    boxes = zip(layout.placed, [*layout.boxes[1:], *layout.boxes[:1]], strict=True)
+    return replace(layout, placed=tuple(replace(one, box=box) for one, box in boxes))
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts = lab.base("unet"), lab.prompts("objects-3-4", min(lab.n, 16))
     layouts = [parse(text) for text in prompts.texts]
-    turned = [_turned(layout) for layout in layouts]
+    turned = [turn(layout) for layout in layouts]
     hard = [[Region(one.prompt, one.box) for one in layout.placed] for layout in layouts]
 
     def arm(*using: Technique) -> Any:
@@ -232,16 +231,8 @@ def experiment(lab: Lab) -> list[Comparison]:
         "hard boxes": arm(RegionalPrompts(hard)),
         "boxes of others": arm(*mccd(turned)),
     }
+    expect = "mccd > plain, mccd > hard boxes - 0.05"
     return [
         lab.compare(arms, prompts.complete, expect="mccd > plain"),
-        lab.compare(
-            arms, prompts.relations, expect="mccd > plain, mccd > hard boxes - 0.05", control="boxes of others"
-        ),
+        lab.compare(arms, prompts.relations, expect=expect, control="boxes of others"),
     ]
-
-
-def _turned(layout: Layout) -> Layout:
-    """Every thing in the box of the next one."""
-    boxes = [*layout.boxes[1:], *layout.boxes[:1]]
-    placed = (Placed(one.phrase, one.prompt, box, one.entity) for one, box in zip(layout.placed, boxes, strict=True))
-    return Layout(layout.text, tuple(placed), layout.background)

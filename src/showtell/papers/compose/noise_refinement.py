@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,70 +29,37 @@ import torch
 
 from showtell import language
 from showtell.bridges.base import Run, Technique, spread
-from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
-from showtell.language import Span, Split
+from showtell.language.demands import Demand, demands
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.verifying import first_judge_only, says_yes
-from showtell.steer.gradients import AttentionGradient
-from showtell.steer.maps import TokenMaps, averaged, near, smoothed
-from showtell.steer.overlaps import centroids, pairwise_overlap, shares
+from showtell.steer.gradients import AttentionGradient, falling
+from showtell.steer.maps import TokenMaps, averaged, smoothed
+from showtell.steer.overlaps import pairwise_overlap, shares
 from showtell.steer.regions import words_of
-from showtell.world.language.english import indefinite
-
-SIDES = {"left of": (0, 1.0), "right of": (0, -1.0), "above": (1, 1.0), "below": (1, -1.0)}  # axis, sign
-MARGIN = 0.2
+from showtell.steer.relations import misplaced
 
 EXAMPLE = """
 import showtell
 from showtell import language
-from showtell.papers.compose.noise_refinement import demands, refined
+from showtell.language.demands import demands
+from showtell.papers.compose.noise_refinement import refined
 
 bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
+checker = showtell.load("Qwen/Qwen2-VL-2B-Instruct")
 prompts = ["a yellow cow right of a blue car"]
 wanted = [demands(language.load().split(prompt)) for prompt in prompts]
 
 def verify(images, questions):
-    checker = showtell.load("Qwen/Qwen2-VL-2B-Instruct")
     said = [[checker.answer(image, one)[0] for one in asked] for image, asked in zip(images, questions)]
     return [[answer.lower().startswith("yes") for answer in answers] for answers in said]
 
 images = refined(bridge, prompts, wanted, verify, seed=0)
 """
 
+SIZE = falling(20.0)
 Verify = Callable[[list[Any], list[list[str]]], list[list[bool]]]
 """Images and, for each, its questions -> whether the answer to each is yes."""
-
-
-@dataclass(frozen=True)
-class Demand:
-    """kind: "thing", "attribute", one of `SIDES` or "apart". words: the thing, the attribute and its thing, the two
-    things, or all things. question: for the verifier; "apart" has none, and is unmet where a thing is.
-    """
-
-    kind: str
-    words: tuple[Span, ...]
-    question: str
-
-
-def demands(split: Split) -> list[Demand]:
-    """What a prompt demands: its things, their modifiers, and where they are to be from each other."""
-
-    heads = [entity.head for entity in split.entities]
-    things = [Demand("thing", (head,), f"is there {indefinite(head.text)}?") for head in heads]
-    said = [
-        Demand("attribute", (word, head), f"is there {indefinite(f'{word.text} {head.text}')}?")
-        for word, head in split.pairs
-    ]
-    sides = [
-        Demand(link.kind, (heads[link.subject], heads[other]), f"is the {heads[link.subject].text} {link.kind} the "
-               f"{heads[other].text}?")
-        for link in split.relations
-        if link.kind in SIDES
-        for other in link.objects
-    ]  # fmt: skip
-    apart = [Demand("apart", tuple(heads), "")] if len(heads) > 1 else []
-    return things + said + sides + apart
 
 
 def loss(maps: torch.Tensor, wanted: Sequence[tuple[str, Sequence[Sequence[int]]]]) -> torch.Tensor:
@@ -101,13 +67,9 @@ def loss(maps: torch.Tensor, wanted: Sequence[tuple[str, Sequence[Sequence[int]]
 
     maps: (tokens, height, width). wanted: kind of a demand and the tokens of each of its words.
     """
-
-    def of(tokens: Sequence[int]) -> torch.Tensor:
-        return maps[list(tokens)].mean(dim=0)
-
     total = maps.sum() * 0
     for kind, words in wanted:
-        own = torch.stack([of(tokens) for tokens in words])
+        own = torch.stack([maps[list(tokens)].mean(dim=0) for tokens in words])
         if kind == "thing":
             total = total + 1 - own[0].max()
         elif kind == "attribute":
@@ -115,9 +77,7 @@ def loss(maps: torch.Tensor, wanted: Sequence[tuple[str, Sequence[Sequence[int]]
         elif kind == "apart":
             total = total + pairwise_overlap(shares(own)).mean()
         else:
-            axis, sign = SIDES[kind]
-            first, second = centroids(own)[:, axis]
-            total = total + torch.relu(MARGIN + sign * (first - second))
+            total = total + misplaced(own, kind, margin=0.2)
     return total
 
 
@@ -134,14 +94,11 @@ class Aligned(AttentionGradient):
         wanted: Sequence[Sequence[Demand]],
         failed: Sequence[Sequence[Demand]] | None = None,
         iterations: int = 10,
-        size: float | Callable[[float], float] = lambda progress: 20 * (1 - progress / 2) ** 0.5,
+        size: float | Callable[[float], float] = SIZE,
         until: float = 0.5,
     ) -> None:
-        super().__init__(self.loss_of, size=size, until=until)
+        super().__init__(self.loss_of, size=size, until=until, nearest=16)
         self.wanted, self.failed, self.iterations = list(wanted), failed, iterations
-
-    def wants(self, run: Run, place: Place) -> bool:
-        return super().wants(run, place) and near(run, place)
 
     def located(self, run: Run, wanted: Sequence[Sequence[Demand]]) -> list[list[tuple[str, list[tuple[int, ...]]]]]:
         """The text tokens of each sample's demands; what the encoder cuts off is left out."""
@@ -153,12 +110,12 @@ class Aligned(AttentionGradient):
         return found
 
     def start(self, run: Run, latents: torch.Tensor) -> torch.Tensor | None:
-        state = run.state(self)
-        state.wanted = self.located(run, self.wanted)
+        state, whole = run.state(self), self.located(run, self.wanted)
+        state.wanted = whole
         size = self.size(0.0) if callable(self.size) else self.size
         if self.failed is None or size == 0:
             return None
-        whole, state.wanted = state.wanted, self.located(run, self.failed)
+        state.wanted = self.located(run, self.failed)
         norm = latents.flatten(1).norm(dim=1).view(-1, *[1] * (latents.ndim - 1))
         failing = torch.tensor([bool(one) for one in state.wanted], device=latents.device).view(norm.shape)
         noise = latents
@@ -174,15 +131,15 @@ class Aligned(AttentionGradient):
 
 
 def failures(images: list[Any], wanted: Sequence[Sequence[Demand]], verify: Verify) -> list[list[Demand]]:
-    """The demands of each image that the verifier finds unmet."""
+    """The demands of each image that the verifier finds unmet; that things are mixed up is, where one is missing."""
     asked = [[one for one in each if one.question] for each in wanted]
     answers = verify(images, [[one.question for one in each] for each in asked])
-    unmet = [{one for one, met in zip(each, said) if not met} for each, said in zip(asked, answers, strict=True)]
-    mixed = [any(one.kind == "thing" for one in each) for each in unmet]
-    return [
-        [one for one in each if one in wrong or (one.kind == "apart" and missing)]
-        for each, wrong, missing in zip(wanted, unmet, mixed, strict=True)
-    ]
+    found = []
+    for each, those, said in zip(wanted, asked, answers, strict=True):
+        unmet = {one for one, met in zip(those, said, strict=True) if not met}
+        missing = any(one.kind == "thing" for one in unmet)
+        found.append([one for one in each if one in unmet or (one.kind == "apart" and missing)])
+    return found
 
 
 def instead(wanted: Sequence[list[Demand]], failed: Sequence[list[Demand]], rng: random.Random) -> list[list[Demand]]:
@@ -205,22 +162,14 @@ def refined(
         failed = failures(images, wanted, verify)
         if not any(failed):
             break
-        images = again(bridge, prompts, wanted, images, failed, failed, **options)
+        drawn = bridge.generate(prompts, using=[Aligned(wanted, failed)], **options)
+        images = where_failed(failed, drawn, images)
     return images
 
 
-def again(
-    bridge: Any,
-    prompts: list[str],
-    wanted: Sequence[list[Demand]],
-    images: list[Any],
-    failed: Sequence[list[Demand]],
-    repaired: Sequence[list[Demand]] | None,
-    **options: Any,
-) -> list[Any]:
-    """The second pass: what failed is drawn again, from noise repaired for `repaired`; the other images stay."""
-    drawn = bridge.generate(prompts, using=[Aligned(wanted, repaired)], **options)
-    return [new if wrong else old for new, old, wrong in zip(drawn, images, failed, strict=True)]
+def where_failed(failed: Sequence[list[Demand]], drawn: Sequence[Any], images: Sequence[Any]) -> list[Any]:
+    """The images that were drawn again in the place of those that failed."""
+    return [new if wrong else old for wrong, new, old in zip(failed, drawn, images, strict=True)]
 
 
 def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> Aligned:
@@ -233,22 +182,17 @@ def experiment(lab: Lab) -> list[Comparison]:
     wanted = [demands(lm.split(text)) for text in prompts.texts]
     things = [[one for one in each if one.kind == "thing"] for each in wanted]
 
-    @cache
-    def first(seed: int) -> list[Any]:
-        return bridge.generate(prompts.texts, using=[Aligned(wanted)], seed=seed)
+    def arm(*using: Technique) -> Any:
+        return lambda seed: bridge.generate(prompts.texts, using=using, seed=seed)
+
+    first = cache(arm(Aligned(wanted)))
 
     @cache
     def failed(seed: int) -> list[list[Demand]]:
         return failures(first(seed), wanted, says_yes)
 
-    def others(seed: int) -> list[list[Demand]]:
-        return instead(wanted, failed(seed), random.Random(seed))
-
     def second(seed: int, repaired: Any, noise: int) -> list[Any]:
-        return again(bridge, prompts.texts, wanted, first(seed), failed(seed), repaired, seed=noise)
-
-    def arm(*using: Technique) -> Any:
-        return lambda seed: bridge.generate(prompts.texts, using=using, seed=seed)
+        return where_failed(failed(seed), arm(Aligned(wanted, repaired))(noise), first(seed))
 
     arms = {
         "noise refinement": lambda seed: second(seed, failed(seed), seed),
@@ -256,7 +200,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         "fresh noise": lambda seed: second(seed, None, seed + 10**6),
         "missing alone": arm(Aligned(things)),
         "plain": arm(),
-        "met demands": lambda seed: second(seed, others(seed), seed),
+        "met demands": lambda seed: second(seed, instead(wanted, failed(seed), random.Random(seed)), seed),
     }
     metrics = first_judge_only(prompts.true_facts), first_judge_only(prompts.relations)
     # What the control has to lose is the gain of the second pass, so the first pass is the baseline.

@@ -26,9 +26,13 @@ import torch
 from showtell.bridges.base import Run, Technique, Text
 from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
+from showtell.measure.edits import changed_outside
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.blend import RecordLatents, RepaintLatents
+from showtell.steer.boxes import grown, nearest
+from showtell.steer.companions import texts_of
 from showtell.steer.crops import crop
+from showtell.steer.lists import lists_of
 from showtell.steer.regions import Box, WordRegions, cells, named_boxes
 
 EXAMPLE = """
@@ -75,16 +79,11 @@ class RagDiffusion(Technique):
         self.parts, self.hard, self.soft = list(parts), hard, soft
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
-        state, count = run.state(self), len(run.prompts)
-        state.parts = [self.parts] * count if all(isinstance(part, Part) for part in self.parts) else self.parts
-        if len(state.parts) != count:
-            raise ShowtellError(f"parts: got {len(state.parts)} lists for {count} samples; give one, or one each.")
-        state.texts = {}
-        for k in range(max(map(len, state.parts))):  # a sample with fewer parts reads its prompt there, with no cells
-            rows = zip(state.parts, run.prompts, strict=True)
-            text = run.encode([own[k].detail or own[k].what if k < len(own) else prompt for own, prompt in rows])
-            # The image is modulated by the global prompt alone, so that there is one image stream.
-            state.texts[f"part {k}"] = replace(text, pooled=run.text.pooled)
+        state = run.state(self)
+        state.parts = lists_of(self.parts, len(run.prompts), "parts", Part)
+        texts = texts_of(run, [[part.detail or part.what for part in own] for own in state.parts])
+        # The image is modulated by the global prompt alone, so that there is one image stream.
+        state.texts = {f"part {k}": replace(text, pooled=run.text.pooled) for k, text in enumerate(texts)}
 
     def before(self, run: Run, latents: torch.Tensor) -> None:
         state = run.state(self)
@@ -126,23 +125,14 @@ class RagDiffusion(Technique):
 
     def owned(self, run: Run, k: int, grid: Sequence[int]) -> torch.Tensor:
         """Which image tokens lie in each sample's k-th part, bool (n, tokens)."""
-        none = torch.zeros(tuple(grid), dtype=torch.bool)
-        return torch.stack([cells(p[k].refined, grid) if k < len(p) else none for p in run.state(self).parts]).flatten(
-            1
-        )
+        areas = [own[k].refined if k < len(own) else torch.zeros(1, 1) for own in run.state(self).parts]
+        return torch.stack([cells(area, grid) for area in areas]).flatten(1)
 
 
 def shared_out(parts: Sequence[Part], size: int = 64) -> list[Part]:
-    """The parts, with every place of the picture in the area of the nearest one; distances are from their boxes."""
-    at = (torch.arange(size) + 0.5) / size
-
-    def away(box: Box) -> torch.Tensor:
-        x, y = ((low - at).clamp(min=0) + (at - high).clamp(min=0) for low, high in (box[0::2], box[1::2]))
-        inside = torch.maximum((at - (box[0] + box[2]) / 2).abs()[None], (at - (box[1] + box[3]) / 2).abs()[:, None])
-        return torch.hypot(x[None], y[:, None]) + 1e-3 * inside  # the nearer middle where boxes overlap
-
-    nearest = torch.stack([away(part.box) for part in parts]).argmin(dim=0)
-    return [replace(part, area=(nearest == k).float()) for k, part in enumerate(parts)]
+    """The parts, with every place of the picture in the area of the one whose box is nearest."""
+    owner = nearest([part.box for part in parts], size)
+    return [replace(part, area=(owner == k).float()) for k, part in enumerate(parts)]
 
 
 def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> RagDiffusion:
@@ -173,16 +163,11 @@ def experiment(lab: Lab) -> list[Comparison]:
     expect = "rag > attention mask, rag > plain"  # that the mask itself gains is nothing the paper needs
 
     def outside(seed: int, repaint: bool) -> np.ndarray:
-        """How much the picture changes, in [0, 1], outside of the part (and a latent around it) that changes, (n,)."""
-        kept: list[torch.Tensor] = []
-        edge = 1 / 16
+        """How much the picture changes outside of the part that changes, and a latent around it, (n,)."""
+        kept, boxes = list[torch.Tensor](), [one[0].box for one in parts]
         first = images(seed, RagDiffusion(parts), RecordLatents(kept))
-        keep = [RepaintLatents(kept, [one[0].box for one in parts])] if repaint else []
-        second = images(seed, RagDiffusion(other), *keep)
-        change = [np.abs(np.asarray(a, float) - np.asarray(b, float)).mean(-1) / 255 for a, b in zip(first, second)]
-        grown = [np.clip(np.add(one[0].box, (-edge, -edge, edge, edge)), 0, 1) for one in parts]
-        away = [~cells(tuple(box), pixels.shape).numpy() for box, pixels in zip(grown, change)]
-        return np.array([pixels[mask].mean() for pixels, mask in zip(change, away)])
+        second = images(seed, RagDiffusion(other), *([RepaintLatents(kept, [*boxes])] if repaint else []))
+        return changed_outside(first, second, [grown(box, 1 / 16) for box in boxes])
 
     repainting = {"repaint": lambda seed: outside(seed, True), "new run": lambda seed: outside(seed, False)}
     return [  # what is absent counts as wrong, as hard binding is there to make it present

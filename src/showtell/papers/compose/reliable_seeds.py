@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.verifying import first_judge_only
 from showtell.train import Pool, fit
 from showtell.train.denoising import denoising_loss, only
 
@@ -71,15 +72,9 @@ def top_seeds(
 
 
 def finetune(
-    bridge: Any,
-    prompts: list[str],
-    seeds: list[int],
-    steps: int = STEPS,
-    lr: float = 1e-4,
-    batch_size: int = 16,
-    seed: int = 0,
-    **options: Any,
-) -> dict[str, torch.Tensor]:
+    bridge: Any, prompts: list[str], seeds: list[int], steps: int = STEPS, lr: float = 1e-4, batch_size: int = 16,
+    seed: int = 0, **options: Any,
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """Trains the bridge, in place, on its own images of prompts with these seeds; the new weights, by name.
 
     options: keywords of `generate`.
@@ -103,7 +98,7 @@ def group_of(scene: Any) -> Hashable:
 def study(lab: Lab, base: str, task: str) -> list[Comparison]:
     """Fine-tuning on, and sampling from, the seeds that are reliable for a task on a base."""
     bridge, test, known = lab.base(base), lab.prompts(task), lab.validation(task, TRAINED)
-    mined, metric = known[:MINED], getattr(test, METRICS[task])
+    mined, metric = known[:MINED], first_judge_only(getattr(test, METRICS[task]))
 
     def mining() -> dict[str, torch.Tensor]:
         check = partial(getattr(mined, METRICS[task]), judge="second")
@@ -111,10 +106,7 @@ def study(lab: Lab, base: str, task: str) -> list[Comparison]:
 
     right = lab.trained(f"mining {task} on {base}", mining)["right"].numpy()
     found = reliability(right, [group_of(scene) for scene in mined.scenes])
-    lists = {
-        "top seeds": top_seeds(found, SEEDS),
-        "bottom seeds": top_seeds(found, SEEDS, best=False),
-    }
+    lists = {"top seeds": top_seeds(found, SEEDS), "bottom seeds": top_seeds(found, SEEDS, best=False)}
 
     def drawn(scenes: Any, allowed: Mapping[Any, list], seed: int) -> list[int]:
         """A seed for every scene, of those allowed for its group (any, for a group that was not mined)."""
@@ -126,9 +118,11 @@ def study(lab: Lab, base: str, task: str) -> list[Comparison]:
         return top_seeds({group: rng.permutation(share) for group, share in found.items()}, SEEDS)
 
     def sampled(name: str) -> Any:
-        return lambda seed: bridge.generate(
-            test.texts, seed=drawn(test.scenes, lists[name] if name in lists else shuffled(seed), seed)
-        )
+        def arm(seed: int) -> Any:
+            allowed = lists[name] if name in lists else shuffled(seed)
+            return bridge.generate(test.texts, seed=drawn(test.scenes, allowed, seed))
+
+        return arm
 
     def tuned(name: str, allowed: Mapping[Any, list]) -> Any:
         def make(seed: int) -> dict[str, torch.Tensor]:

@@ -10,10 +10,9 @@ Faithful (settings from the released code): maps are sums over the last three qu
 heads; a region is what Otsu's threshold leaves of a sub-instruction's map under a Gaussian of sigma 1; its factor is
 the picture's attention in it over the sub-instruction's, times a scale of 1; rows are normalised again; steps up to
 20 of 50, but the first; the conditional branch alone.
-Ours: maps are read before they are scaled (the code sums scaled ones, whose ratio is near 1 every other step, so that
-its scaling comes and goes); sub-instructions end at commas (as there), semicolons, full stops and "and", or are what
-`parts` says; multiplying and normalising is one bias of the scores, log of the factor; blurring reflects at the border.
-Left out: the search for layers and steps by perturbing each.
+Ours: maps are read before they are scaled (the code sums scaled ones, whose ratio is near 1 every other step);
+sub-instructions end at commas (as there), semicolons, full stops and "and", or are what `parts` says; multiplying and
+normalising is one bias of the scores, log of the factor. Left out: the search for layers and steps by perturbing each.
 Scaled down: there is no packaged model of this kind, so a FLUX.1 Kontext of 4 blocks and 32x32 pixels is trained here,
 mostly on single instructions, and asked for two at once. 16 image tokens make coarse regions.
 """
@@ -21,10 +20,9 @@ mostly on single instructions, and asked for two at once. 16 image tokens make c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from showtell.bridges.base import Run, Technique, Text
@@ -39,7 +37,7 @@ from showtell.steer.maps import Where, places, smoothed
 from showtell.steer.phrases import at_site, membership
 from showtell.steer.regions import positions_of, words_of
 from showtell.steer.segment import masks_of
-from showtell.train.narrow_edits import Compound, call_of, compounds, learn_edits, pictures
+from showtell.train.narrow_edits import Compound, carry_out, compounds, learn_edits
 from showtell.train.narrow_models import narrow_kontext
 
 EXAMPLE = """
@@ -49,11 +47,11 @@ from showtell.papers.compose.saas import SaaS
 bridge = showtell.load("black-forest-labs/FLUX.1-Kontext-dev", dtype="bfloat16")
 image = bridge.generate("a rusty bike in front of a wall", seed=0)
 edited = bridge.edit(image, "make the bike red, and paint the wall green", using=[SaaS()], seed=0)
-parts = ["make the bike red", "paint the wall green"]
-edited = bridge.edit(image, "make the bike red, and paint the wall green", using=[SaaS(parts=parts)], seed=0)
 """
 
 LAYERS = places(("joint",), depths=(0.25, 1.0))
+Weigh = Callable[[torch.Tensor, torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
+"""What `outweighed` takes and gives."""
 
 
 def outweighed(told: torch.Tensor, shown: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,12 +65,20 @@ def outweighed(told: torch.Tensor, shown: torch.Tensor, grid: Sequence[int]) -> 
     return regions, picture / ((told * regions).sum(dim=-1) + 1e-6)
 
 
+def exchanged(told: torch.Tensor, shown: torch.Tensor, grid: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The control: each sub-instruction with its own factor, but in the region of another of the same sample."""
+    regions, factors = outweighed(told, shown, grid)
+    for row, there in enumerate(told.any(dim=-1)):
+        regions[row, there] = regions[row, there].roll(1, dims=0)
+    return regions, factors
+
+
 class SaaS(Technique):
     """Scales the attention to sub-instructions where the picture outweighs them. An empty window changes nothing.
 
     scale: times the factors. parts: the sub-instructions, phrases of the instruction, the same for all samples or a
     list for each; None finds each instruction's own. window: fractions of the sampling, from and to. where: the layers
-    that are read and scaled, by default all but the first quarter.
+    that are read and scaled, by default all but the first quarter. weigh: finds regions and factors.
     Raises ShowtellError where no picture's tokens share a softmax with the instruction's.
     """
 
@@ -82,11 +88,11 @@ class SaaS(Technique):
         parts: Sequence[str] | Sequence[Sequence[str]] | None = None,
         window: tuple[float, float] = (0.0, 0.4),
         where: Where | None = None,
+        weigh: Weigh = outweighed,
     ) -> None:
         if scale <= 0:
             raise ShowtellError(f"scale={scale}: attention is multiplied by it, so give a number above 0.")
-        self.scale, self.parts, self.window = scale, parts, window
-        self.where = where or LAYERS
+        self.scale, self.parts, self.window, self.where, self.weigh = scale, parts, window, where or LAYERS, weigh
 
     def spans(self, run: Run) -> list[list[tuple[int, ...]]]:
         """The text tokens of each sample's sub-instructions."""
@@ -131,27 +137,13 @@ class SaaS(Technique):
                 f"{run.bridge.name} shows no attention that an instruction and a picture share; edit a picture with a "
                 "model that reads both in one sequence, such as FLUX.1 Kontext, and choose some of its layers."
             )
-        state.regions, factors = self.outweighed(state.maps[:, :-1], state.maps[:, -1], state.grid)
+        state.regions, factors = self.weigh(state.maps[:, :-1], state.maps[:, -1], state.grid)
         state.factors = torch.where(state.regions.any(dim=-1), self.scale * factors, 1.0).clamp(min=1e-6)
-
-    def outweighed(self, told: torch.Tensor, shown: torch.Tensor, grid: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return outweighed(told, shown, grid)
-
-
-class Exchanged(SaaS):
-    """The control: each sub-instruction is scaled, by its own factor, in the region of another."""
-
-    def outweighed(self, told: torch.Tensor, shown: torch.Tensor, grid: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        regions, factors = super().outweighed(told, shown, grid)
-        for row, there in enumerate(told.any(dim=-1)):
-            regions[row, there] = regions[row, there].roll(1, dims=0)
-        return regions, factors
 
 
 PAIRS, STEPS, BATCH, WIDTH, SAMPLING = 6000, 700, 64, 128, 20
 FACTORS = (1.5, 2.0, 4.0, 8.0)
-SINGLE = (1, 1, 1, 2)
-"""How many sub-instructions the editor learns from at once; it is asked for two."""
+SINGLE = (1, 1, 1, 2)  # how many sub-instructions the editor learns from at once; it is asked for two
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -163,16 +155,15 @@ def experiment(lab: Lab) -> list[Comparison]:
     @cache
     def editor() -> Any:
         made = narrow_kontext(base, 0, WIDTH)
-        weights = lab.trained("editor", trained, shared=True, steps=STEPS, pairs=PAIRS)
-        made.adapter.denoiser.load_state_dict(weights)
+        made.adapter.denoiser.load_state_dict(lab.trained("editor", trained, shared=True, steps=STEPS, pairs=PAIRS))
         return made
 
     def edited(of: Sequence[Compound], seed: int, *using: Technique) -> list[Any]:
-        sources, texts = pictures([one.before for one in of]), [one.instruction for one in of]
-        return editor().edit(sources, texts, using=using, seed=seed, num_inference_steps=SAMPLING, **call_of(editor()))
+        return carry_out(editor(), of, using, seed, SAMPLING)
 
     @cache
     def tuned() -> float:
+        """The factor of all words with which validation instructions come out best."""
         held = compounds(max(1, lab.n // 2), lab.seed, "validation")
 
         def right(factor: float) -> float:
@@ -181,24 +172,15 @@ def experiment(lab: Lab) -> list[Comparison]:
 
         return max(FACTORS, key=right)
 
-    def arm(*using: Technique) -> Callable[[int], Any]:
-        return lambda seed: edited(asked, seed, *using)
-
-    def carried_out(images: Any, judge: str = "first") -> np.ndarray:
-        return done(images, asked, judge)
-
-    def left_alone(images: Any, judge: str = "first") -> np.ndarray:
-        return kept(images, asked, judge)
-
-    arms: dict[str, Callable[[int], Any]] = {
-        "saas": arm(SaaS()),
-        "plain": arm(),
+    arms = {
+        "saas": lambda seed: edited(asked, seed, SaaS()),
+        "plain": lambda seed: edited(asked, seed),
         "constant boost": lambda seed: edited(asked, seed, Louder(tuned(), LAYERS)),
-        "regions exchanged": arm(Exchanged()),
+        "regions exchanged": lambda seed: edited(asked, seed, SaaS(weigh=exchanged)),
     }
-    texts = [one.instruction for one in asked]
+    carried_out, left_alone = partial(done, asked=asked), partial(kept, asked=asked)
+    both, texts = "saas > plain, saas > constant boost", [one.instruction for one in asked]
     return [
-        lab.compare(arms, carried_out, expect="saas > plain, saas > constant boost", control="regions exchanged",
-                    texts=texts),
-        lab.compare(arms, left_alone, expect="saas > constant boost - 0.05", texts=texts),
-    ]  # fmt: skip
+        lab.compare(arms, carried_out, expect=both, control="regions exchanged", name="carried out", texts=texts),
+        lab.compare(arms, left_alone, expect="saas > constant boost - 0.05", name="left alone", texts=texts),
+    ]

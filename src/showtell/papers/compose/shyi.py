@@ -13,13 +13,11 @@ neither positive nor negative to each other. A grammar (or any `language.load`) 
 adapters of InteractDiffusion, which the paper tries beside this, are left out.
 Scaled down: things inside, in front of and behind another stand for actions, with a third thing beside them; 5 further
 iterations at steps 0, 4 and 8 of 20, on every arm. Steps have a size of 5 instead of 20: of latents with 16 times fewer
-numbers than Stable Diffusion's the slopes are steeper. At 20 a step moved them by up to a quarter of their norm,
-CONFORM's loss went up and down, and their variance grew by a tenth; at 5 the loss falls with every step, and further.
-On an earlier base, with steps of 20 and the relations of sides among the prompts, of which maps that overlap know
-nothing, it was inconclusive: 0.17 right with it, 0.14 by CONFORM, 0.16 plainly.
-On the base as it is: 0.20 right with it, 0.17 by CONFORM, 0.19 with actions over the wrong things, 0.16 plainly (32
-prompts, 3 seeds); inconclusive. The base places things as it likes, and that words of an action lie where its things
-lie does not tell it which is inside which.
+numbers than Stable Diffusion's the slopes are steeper, and at 20 CONFORM's loss goes up and down.
+
+Inconclusive: 0.20 of the relations are right with it, 0.17 by CONFORM, 0.19 with actions over the wrong things, 0.16
+plainly (32 prompts, 3 seeds). The base places things as it likes, and that words of an action lie where its things lie
+does not tell it which is inside which.
 """
 
 from __future__ import annotations
@@ -30,18 +28,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from showtell import language
 from showtell.bridges.base import Run, Technique, spread
-from showtell.bridges.layout import Place
 from showtell.bridges.words import Words
 from showtell.language import Link, Split
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, PromptSet
-from showtell.steer.gradients import AttentionGradient
-from showtell.steer.maps import TokenMaps, among_words, averaged, near, smoothed
+from showtell.steer.gradients import AttentionGradient, falling
+from showtell.steer.maps import TokenMaps, among_words, averaged, smoothed
 from showtell.steer.regions import words_of
+from showtell.train.cosines import nt_xent
 from showtell.world import Scene, sample
 
 EXAMPLE = """
@@ -54,7 +51,7 @@ prompt = "a brown dog playing with a black cat"
 [image] = bridge.generate(prompt, using=[Shyi([language.load().split(prompt)])], seed=0)
 """
 
-
+SIZES = falling(20)
 Node = tuple[tuple[str, int], set[int], int]
 """What a token belongs to ("thing" or "action", which one), the things concerned, and the token."""
 
@@ -84,19 +81,6 @@ def adjacency(split: Split, words: Words, actions: bool = True) -> tuple[list[in
     return [at for _, _, at in nodes], pairs.view(len(nodes), len(nodes))
 
 
-def nt_xent(embeddings: torch.Tensor, pairs: torch.Tensor, temperature: float = 0.5) -> torch.Tensor:
-    """Mean over the positive pairs of -log(e^s / (e^s + the negatives' e^s)), s cosine / temperature; 0 without any.
-
-    embeddings: (m, channels). pairs: (m, m) as `adjacency` has them; an example is no pair with itself.
-    """
-    unit = F.normalize(embeddings, dim=1)
-    scores = unit @ unit.T / temperature
-    negatives = (scores.exp() * (pairs < 0)).sum(dim=1, keepdim=True)
-    losses = (scores.exp() + negatives).log() - scores
-    chosen = (pairs > 0) & ~torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)
-    return (losses * chosen).sum() / chosen.sum().clamp(min=1)
-
-
 class Shyi(AttentionGradient):
     """Moves latents towards attention that has the structure of the prompt.
 
@@ -108,13 +92,13 @@ class Shyi(AttentionGradient):
         self,
         splits: Sequence[Split],
         actions: bool = True,
-        size: float | Callable[[float], float] = lambda progress: 20 * (1 - progress / 2) ** 0.5,
+        size: float | Callable[[float], float] = SIZES,
         until: float = 0.5,
         further: Mapping[int, int] | None = None,
         temperature: float = 0.5,
     ) -> None:
         more = {0: 20, 10: 20, 20: 20} if further is None else dict(further)
-        super().__init__(self.loss_of, size=size, until=until, refinements=lambda step: 1 + more.get(step, 0))
+        super().__init__(self.loss_of, None, size, until, refinements=lambda step: 1 + more.get(step, 0), nearest=16)
         self.splits, self.actions, self.temperature = list(splits), actions, temperature
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
@@ -122,9 +106,6 @@ class Shyi(AttentionGradient):
         each = zip(run.prompts, spread(self.splits, len(run.prompts), "splits"), strict=True)
         state.graphs = [adjacency(split, words_of(run, prompt), self.actions) for prompt, split in each]
         state.latest = state.previous = None
-
-    def wants(self, run: Run, place: Place) -> bool:
-        return super().wants(run, place) and near(run, place)
 
     def before(self, run: Run, latents: torch.Tensor) -> torch.Tensor | None:
         changed = super().before(run, latents)
@@ -136,12 +117,9 @@ class Shyi(AttentionGradient):
         seen = smoothed(among_words(averaged(maps), 1, -1))  # but for the first and the last token
         losses = []
         for row, (tokens, pairs) in enumerate(state.graphs):
-            at = list(tokens)
-            found = [seen[row, at].flatten(1)] + (
-                [] if state.previous is None else [state.previous[row, at].flatten(1)]
-            )
-            both = pairs.to(seen.device).repeat(len(found), len(found))
-            losses.append(nt_xent(torch.cat(found), both, self.temperature))
+            steps = [seen] if state.previous is None else [seen, state.previous]
+            found = torch.cat([step[row, tokens].flatten(1) for step in steps])
+            losses.append(nt_xent(found, pairs.to(found.device).repeat(len(steps), len(steps)), self.temperature))
         state.latest = seen.detach()
         return torch.stack(losses)
 
@@ -182,7 +160,7 @@ def beside(lab: Lab, count: int) -> PromptSet:
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts, lm = lab.base("unet"), beside(lab, max(1, lab.n // 2)), language.load()
     splits = [lm.split(text) for text in prompts.texts]
-    steps: dict[str, Any] = {"size": lambda progress: 5 * (1 - progress / 2) ** 0.5, "further": {0: 5, 4: 5, 8: 5}}
+    steps: dict[str, Any] = {"size": falling(5), "further": {0: 5, 4: 5, 8: 5}}
 
     def arm(*using: Technique) -> Any:
         return lambda seed: bridge.generate(prompts.texts, using=using, seed=seed)
@@ -193,9 +171,8 @@ def experiment(lab: Lab) -> list[Comparison]:
         "plain": arm(),
         "wrong things": arm(Shyi([misattached(split) for split in splits], **steps)),
     }
+    expect, texts = "shyi > conform > plain", prompts.texts
     return [
-        lab.compare(
-            arms, prompts.relations, expect="shyi > conform > plain", control="wrong things", texts=prompts.texts
-        ),
-        lab.compare(arms, prompts.complete, expect="shyi > plain", texts=prompts.texts),
+        lab.compare(arms, prompts.relations, expect=expect, control="wrong things", texts=texts),
+        lab.compare(arms, prompts.complete, expect="shyi > plain", texts=texts),
     ]

@@ -27,7 +27,7 @@ from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.decoding import UnmaskingOrder
 from showtell.steer.maps import averaged, smoothed, token_maps
-from showtell.steer.phrases import Thing, things_of
+from showtell.steer.phrases import Thing, things_of, tokens_of
 
 EXAMPLE = """
 import showtell
@@ -95,7 +95,7 @@ class Uncage(UnmaskingOrder):
         rows = smoothed(averaged(maps, run.grid), self.sigma, size)
         found = []
         for row, things in zip(rows, self.things(run), strict=True):
-            words = [at for noun, modifiers in things for word in (noun, *modifiers) for at in word]
+            words = [at for thing in things for at in tokens_of(thing)]
             found.append(contrast(row / row[words].amax() if words else row, things))
         return self.weight * torch.stack(found).flatten(1)
 

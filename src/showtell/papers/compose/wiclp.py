@@ -7,12 +7,11 @@ compositional prompts and right pictures, mends it, and is switched off once the
 
 Faithful (settings from the released code): c_i + sum_j W_j c_(i+j) + b over a window of 5 with zeros around, zero at
 first; window 1 is CLP; the ordinary denoising loss, Adam's step 1e-5, batches of 8, 20,000 steps, gradients clipped at
-1; guidance's empty prompt stays as it was; off below timestep 800. Both diagnostics: the contributions of tokens to
-tokens within the encoder, and, by `steer.tokens.OptimisedText`, embeddings optimised on right pictures themselves.
+1; guidance's empty prompt stays as it was; off below timestep 800. Both diagnostics: what tokens put into each other
+within the encoder (`measure.text_encoders`), and embeddings optimised on right pictures (`steer.tokens.OptimisedText`).
 Ours: the rate falls at the end instead of by tens twice; pictures are not mirrored, as prompts say left and right.
-Scaled down: exact pictures stand for those of other generators that a VQA model lets pass; 300 prompts of three or four
-objects, 150 steps of 1e-3. The base's text encoder was trained with its denoiser and not as CLIP was, so there is less
-to mend in it.
+Scaled down: exact pictures stand for those of other generators that a VQA model lets pass; 300 prompts of two objects,
+150 steps of 1e-3. The base's text encoder was trained with its denoiser and not as CLIP was: there is less to mend.
 """
 
 from __future__ import annotations
@@ -40,14 +39,15 @@ from showtell.world.scene import TEXTURES
 
 EXAMPLE = """
 import showtell
-from showtell.papers.compose.wiclp import WiCLP, contributions, learn_projection
+from showtell.measure.text_encoders import contributions
+from showtell.papers.compose.wiclp import WiCLP, learn_projection
 
 bridge = showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5")
 prompts = ["a red ring left of a blue star", "a green square above a red ring"]
-images = bridge.generate(prompts, seed=0)                       # better: right ones, of any source
+images = bridge.generate(prompts, seed=0)      # better: right ones, of any source
 projection = learn_projection(bridge, images, prompts, steps=2)
 [image] = bridge.generate(prompts[0], using=[WiCLP(projection)], seed=0)
-matrix = contributions(bridge, prompts[0])                      # [i, j]: how much of token j is in token i
+matrix = contributions(bridge, prompts[0])     # [i, j]: how much of token j is in token i
 """
 
 
@@ -114,34 +114,7 @@ def learn_projection(
     return projection.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def contributions(bridge: Any, prompt: str, layer: int = -1) -> Tensor:
-    """(length, length) How much of token j the text encoder's attention puts into token i: the norm of what all heads
-    of a layer take from j (section 4.1). Without the special tokens' columns it tells which words a word is mixed with.
-    """
-    own_pipeline = hasattr(bridge, "pipeline")
-    encoder: Any = getattr(bridge.pipeline, "text_encoder", None) if own_pipeline else bridge.model.text_model
-    inner: Any = getattr(encoder, "text_model", encoder)
-    if not hasattr(getattr(inner, "encoder", None), "layers"):
-        raise ShowtellError(f"{bridge.name} has no text encoder of CLIP's kind, which this takes apart.")
-    tokenizer = bridge.pipeline.tokenizer if own_pipeline else bridge.processor.tokenizer
-    ids = tokenizer(prompt, return_tensors="pt", truncation=True).input_ids.to(
-        inner.embeddings.token_embedding.weight.device
-    )
-    block, states = inner.encoder.layers[layer], inner(input_ids=ids, output_hidden_states=True).hidden_states
-    own, length = block.self_attn, ids.shape[1]
-    given = block.layer_norm1(states[layer - 1 if layer < 0 else layer])
-    query, key, value = (
-        one(given)[0].unflatten(-1, (own.num_heads, -1)).transpose(0, 1) for one in (own.q_proj, own.k_proj, own.v_proj)
-    )
-    later = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
-    weights = (query @ key.transpose(1, 2) * own.scale).masked_fill(later, -torch.inf).softmax(dim=-1)
-    taken = (weights[..., None] * value[:, None]).permute(1, 2, 0, 3).flatten(2)  # (i, j, heads * channels)
-    return (taken @ own.out_proj.weight.T).norm(dim=-1)
-
-
 PAIRS, STEPS, BATCH, RATE, ORACLE = 300, 150, 16, 1e-3, 30
-OFF_BELOW = 800.0  # the paper's
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -154,7 +127,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         latents = latents_of(bridge, known.renders)
         return learn_projection(bridge, latents, captions, window, STEPS, BATCH, RATE, seed)
 
-    def technique(name: str, seed: int, off_below: float = OFF_BELOW) -> WiCLP:
+    def technique(name: str, seed: int, off_below: float = 800.0) -> WiCLP:
         window = 1 if name == "clp" else 5
         captions = others(known.texts) if name == "captions exchanged" else known.texts
         made = WindowProjection(bridge.encode("").tokens.shape[-1], window)

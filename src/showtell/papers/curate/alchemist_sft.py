@@ -22,12 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
 from torch import Tensor
 
 from showtell.bridges.base import Run, Technique
 from showtell.bridges.layout import Place
-from showtell.data.degrade import degrade
+from showtell.data.spoilt import uneven_pool
 from showtell.errors import ShowtellError
 from showtell.measure.curation import auc, sharpness
 from showtell.measure.experiment import Comparison, Lab
@@ -37,8 +36,6 @@ from showtell.steer.regions import positions_of
 from showtell.train.denoising import finetune
 from showtell.train.noising import Noising
 from showtell.train.samples import latents_of
-from showtell.world import Scene, draw, sample
-from showtell.world.scene import BACKGROUNDS, TEXTURES
 
 EXAMPLE = """
 import showtell
@@ -81,13 +78,8 @@ class Estimator:
     def __init__(
         self, bridge: Any, prompt: str, level: float = 0.25, top: int = 10, seed: int = 0, **options: Any
     ) -> None:
-        self.noising, self.prompt, self.level, self.top, self.seed = (
-            Noising(bridge, **options),
-            prompt,
-            level,
-            top,
-            seed,
-        )
+        self.noising, self.prompt = Noising(bridge, **options), prompt
+        self.level, self.top, self.seed = level, top, seed
         self.words = list(dict.fromkeys(word.text for word in bridge.words(prompt) if word.positions))
         self.chosen: tuple[np.ndarray, ...] | None = None
 
@@ -122,34 +114,13 @@ class Estimator:
         return ((self.activations(latents)[:, best] - mean) / deviation * signs).sum(1)
 
 
-def pool(count: int, seed: int = 0) -> tuple[np.ndarray, list[Scene], np.ndarray]:
-    """(pictures (count, 64, 64, 3), scenes, which are good): three in four are blurred, noisy, washed out or empty."""
-    rng = np.random.default_rng(seed)
-    common: dict[str, Any] = {"style": "flat", "light": "even", "distinct": ("shape", "colour")}
-    scenes = sample(count, seed, "train", (2, 3), background=BACKGROUNDS[1:], texture=TEXTURES, **common)
-    kinds = rng.integers(8, size=count)  # 0 and 1 are good
-    empty = sample(count, seed + 1, "train", 1, size="small", background="white", **common)
-    scenes = [bare if kind == 2 else scene for scene, bare, kind in zip(scenes, empty, kinds, strict=True)]
-    pictures = draw(scenes)
-    for kind, how in ((3, "blur"), (4, "blur"), (5, "noise"), (6, "noise")):
-        pictures[kinds == kind] = degrade(pictures[kinds == kind], rng, kinds=(how,))
-    pictures[kinds == 7] = (0.4 * pictures[kinds == 7] + 0.6 * 128).astype(np.uint8)
-    return pictures, scenes, kinds < 2
-
-
-def image_quality(pictures: np.ndarray) -> np.ndarray:
-    """A general score without labels: the sharpness of pictures (n, h, w, 3) after a median filter, (n,)."""
-    filtered = [np.asarray(Image.fromarray(picture).filter(ImageFilter.MedianFilter(5))) for picture in pictures]
-    return sharpness(np.stack(filtered))
-
-
 POOL, LABELLED, KEPT, STEPS, BATCH, RATE, SAMPLING = 480, 40, 80, 120, 16, 2e-5, 10
 KEYWORDS = "a large striped red star above a dotted blue ring on a meadow background"
 
 
 def experiment(lab: Lab) -> list[Comparison]:
     prompts, base = lab.prompts("pairs"), lab.base("unet")
-    pictures, scenes, good = pool(POOL, lab.seed)
+    pictures, scenes, good = uneven_pool(POOL, lab.seed)
     latents, captions = latents_of(base, list(pictures)), [scene.caption() for scene in scenes]
 
     @cache
@@ -162,7 +133,7 @@ def experiment(lab: Lab) -> list[Comparison]:
             estimator.calibrate(latents[known], labels)
             scores = estimator.score(latents)
         else:
-            scores = image_quality(pictures) if name == "image quality" else rng.random(POOL)
+            scores = sharpness(pictures, median=5) if name == "image quality" else rng.random(POOL)
         scores[known] = -np.inf  # no arm learns from what was labelled
         return np.argsort(-scores)[:KEPT].tolist()
 

@@ -58,7 +58,8 @@ Regions = Callable[[int, list[str]], tuple[np.ndarray, np.ndarray]]
 @dataclass(frozen=True)
 class Detailness:
     """Of n captions, (n,) each. coverage, counted: in [0, 1], by area and by number. objects: average detailness of an
-    object. length: in words."""
+    object. length: in words.
+    """
 
     coverage: np.ndarray
     counted: np.ndarray
@@ -96,24 +97,22 @@ def seen_in(scenes: Sequence[Scene]) -> Regions:
     """Regions of the world's pictures, in place of a detector: objects, and the background unless it is white."""
 
     def regions(row: int, phrases: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        scene, told = scenes[row], set()
+        scene, told = scenes[row], set[int]()
         each = masks(scene) > 0.5
         for phrase in phrases:
             try:
                 named = Scene.parse(phrase).objects
             except SceneError:  # of no object
                 continue
-            for thing in named:
-                alike = [k for k, other in enumerate(scene.objects)
-                         if (other.shape, other.colour) == (thing.shape, thing.colour) and k not in told]  # fmt: skip
-                told |= {alike[0]} if len(named) == 1 and alike else set()
-        mentioned = [each[k] for k in sorted(told)]
+            if len(named) == 1:  # of several it is a relation, and each of them a phrase too
+                look = (named[0].shape, named[0].colour)
+                alike = (k for k, other in enumerate(scene.objects) if (other.shape, other.colour) == look)
+                told.update([k for k in alike if k not in told][:1])
         if scene.background != "white":
             each = np.concatenate([each, ~each.any(0, keepdims=True)])
-            mentioned += (
-                [each[-1]] if any(scene.background in phrase and "background" in phrase for phrase in phrases) else []
-            )
-        return np.stack(mentioned) if mentioned else each[:0], each
+            if any(scene.background in phrase and "background" in phrase for phrase in phrases):
+                told.add(len(each) - 1)
+        return each[sorted(told)], each
 
     return regions
 
@@ -146,10 +145,13 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     @cache
     def rows(name: str, seed: int) -> list[int]:
+        """What is trained on; of equal scores some, drawn anew for every seed."""
+        if name == "everything":
+            return list(range(CORPUS))
         rng = np.random.default_rng(seed)
         values = {"detailed": by_detail, "longest": scores.length, "permuted scores": rng.permutation(by_detail),
                   "random": np.random.default_rng(1000 + seed).random(CORPUS)}  # fmt: skip
-        return best(values[name] + 1e-6 * rng.random(CORPUS), SHARE) if name in values else list(range(CORPUS))
+        return best(values[name] + 1e-6 * rng.random(CORPUS), SHARE)
 
     def tuned(name: str, seed: int) -> Any:
         bridge, kept = lab.base("unet", fresh=True), rows(name, seed)

@@ -15,7 +15,7 @@ strength is chosen on validation prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -77,18 +77,14 @@ def candidates(bridge: Any, edits: Sequence[Triple], rounds: int = 100, seed: in
     Both pictures begin with one noise, and the second attends as the first does in the first part of the sampling.
     """
     texts, rng = [[one.caption for one in edits], [one.edited for one in edits]], np.random.default_rng(seed)
-    count, drawn = len(edits), []
+    count, drawn = len(edits), list[Any]()
     for number in range(rounds):
         share = float(rng.uniform(0.1, 0.9))
         shared = ShareAttention([*range(count)] * 2, "qk", places(("self", "cross", "joint")), (0, share))
         seeds = [(seed * rounds + number) * count + i for i in range(count)]
         images = bridge.generate([*texts[0], *texts[1]], using=[shared], seed=seeds * 2, **call)
         drawn.append([images[i : i + count] for i in (0, count)])
-    return [
-        Triple(one.caption, one.instruction, one.edited, made[0][i], made[1][i])
-        for i, one in enumerate(edits)
-        for made in drawn
-    ]
+    return [replace(one, before=made[0][i], after=made[1][i]) for i, one in enumerate(edits) for made in drawn]
 
 
 def best(
@@ -140,20 +136,19 @@ def experiment(lab: Lab) -> Comparison:
 
     def pictures() -> dict[str, Tensor]:
         found = candidates(base, edits, ROUNDS, lab.seed, **short)
-        pixels = [np.stack([np.asarray(getattr(one, side)) for one in found]) for side in ("before", "after")]
-        return {side: torch.from_numpy(each) for side, each in zip(("before", "after"), pixels, strict=True)}
+        sides = {"before": [one.before for one in found], "after": [one.after for one in found]}
+        return {side: torch.from_numpy(np.stack([np.asarray(one) for one in each])) for side, each in sides.items()}
 
     def trained(name: str, seed: int) -> Any:
         drawn = lab.trained("pictures", pictures, rounds=ROUNDS, captions=CAPTIONS, sampling=SAMPLING)
-        found = [Triple(one.caption, one.instruction, one.edited, drawn["before"][i].numpy(), drawn["after"][i].numpy())
-                 for i, one in enumerate(one for one in edits for _ in range(ROUNDS))]  # fmt: skip
+        pairs = zip(drawn["before"].numpy(), drawn["after"].numpy(), strict=True)
+        found = [replace(edits[i // ROUNDS], before=one, after=other) for i, (one, other) in enumerate(pairs)]
         kept = best(found, clip, -1, -1, -1, most=1) if name == "filtered" else found[::ROUNDS]
         return train_editor(editor_of(base), kept[:KEPT], STEPS, BATCH, lr=5e-4, seed=seed)
 
     def edited(name: str, seed: int, using: Sequence[Technique] = ()) -> list[Any]:
         editor = editor_of(base)
-        weights = lab.trained(name, partial(trained, name), seed, steps=STEPS, kept=KEPT)
-        editor.adapter.denoiser.load_state_dict(weights)
+        editor.adapter.denoiser.load_state_dict(lab.trained(name, partial(trained, name), seed, steps=STEPS, kept=KEPT))
         return editor.edit(prompts.sources, prompts.texts, using=using, seed=seed, **short)
 
     def success(images: Any, judge: str = "first", of: Any = prompts) -> np.ndarray:

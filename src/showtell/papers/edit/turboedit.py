@@ -33,7 +33,7 @@ from showtell.bridges.stable_diffusion import with_extra
 from showtell.errors import ShowtellError
 from showtell.measure.edits import alone, rebuilt_psnr
 from showtell.measure.experiment import Comparison, Lab
-from showtell.steer.blend import _masks, blended
+from showtell.steer.blend import blended, sample_masks
 from showtell.steer.embeddings import completed, mixed
 from showtell.steer.inversion import EditFriendlyInversion, Inversion
 from showtell.steer.maps import near, token_maps
@@ -70,7 +70,7 @@ def inverted(run: Any, inverter: Any, clean: Tensor, made: Tensor, timestep: Any
     beside = with_denoiser(run.adapter, inverter)
     found = beside.predict(run, clean, timestep, with_extra(text, "channels", made))
     mean, log_variance = found.float().chunk(2, dim=1)
-    return mean, log_variance.clamp(-20, 20)
+    return mean, log_variance.clamp(-20, 20)  # so that the exponential stays finite
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class TurboEdit(Technique):
         source = run.text
         if self.source is not None:
             source = completed(run.encode(spread(self.source, len(run.prompts), "source")), run.text)
-        made = nothing = torch.zeros_like(clean)
+        made = nothing = torch.zeros_like(clean)  # as yet there is no reconstruction
         state.noise, state.kept, state.maps, state.inverting = [], [], [], True
         for timestep in run.timesteps:
             mean, _ = inverted(run, self.inverter, clean, made if self.corrected else nothing, timestep, source)
@@ -130,11 +130,9 @@ class TurboEdit(Technique):
         state = run.state(self)
         state.made = run.clean(guided, run.given)
         if self.mask is not None:
-            state.made = blended(state.made, state.kept[run.step], _masks(self.where(run), state.made))
-
-    def where(self, run: Run) -> Any:
-        """The masks: those given, or of what the phrase has attended to so far."""
-        return phrase_masks(run, run.state(self).maps, self.mask) if isinstance(self.mask, str) else self.mask
+            # A phrase's mask is of what it has attended to so far.
+            where = phrase_masks(run, state.maps, self.mask) if isinstance(self.mask, str) else self.mask
+            state.made = blended(state.made, state.kept[run.step], sample_masks(where, state.made))
 
     def latents(self, run: Any, latents: Tensor) -> Tensor:
         state = run.state(self)
@@ -159,17 +157,14 @@ def train_inverter(
         clean, text = batch["latents"], run.text.rows(batch["row"].long())
         index = int(torch.randint(len(run.timesteps), (1,), generator=generator))
         timestep, made = run.timesteps[index], torch.zeros_like(clean)
-
-        def noise() -> Tensor:
-            return torch.randn(clean.shape, generator=generator, device=clean.device)
-
+        draw = partial(torch.randn, clean.shape, generator=generator, device=clean.device)
         if index:  # what the passes before would have reconstructed
             with torch.no_grad():
-                made = generated(run, clean, noise(), run.timesteps[index - 1], text)
+                made = generated(run, clean, draw(), run.timesteps[index - 1], text)
         hidden = blank > 0 and float(torch.rand((), generator=generator)) < blank
         shown = torch.zeros_like(made) if hidden else made
         mean, log_variance = inverted(run, model, clean, shown, timestep, text)
-        again = generated(run, made, mean + (log_variance / 2).exp() * noise(), timestep, text)
+        again = generated(run, made, mean + (log_variance / 2).exp() * draw(), timestep, text)
         error, apart = (again.float() - clean).square().mean(), divergence(mean, log_variance)
         return error + weight * apart, {"error": error.detach(), "divergence": apart.detach()}
 
@@ -182,17 +177,17 @@ def experiment(lab: Lab) -> list[Comparison]:
     bridge, prompts = lab.base("unet", fresh=True), lab.prompts("edits", kinds=KINDS)
     scenes = training_scenes(SCENES)
     latents, captions = latents_of(bridge, drawn(scenes)), [scene.caption() for scene in scenes]
-    sources, denoiser = latents_of(bridge, prompts.sources), bridge.adapter.denoiser
+    sources, channels = latents_of(bridge, prompts.sources), 2 * latents.shape[1]
     few = lab.trained("few steps", lambda: distil(bridge, latents, captions, DISTILLATION), shared=True)
     use_distilled(bridge, few)
 
+    def learn(seed: int) -> Any:
+        return train_inverter(bridge, latents, captions, TRAINING, blank=0.25, seed=seed)
+
     @cache
     def inverter(seed: int) -> Any:
-        def make(seed: int) -> Any:
-            return train_inverter(bridge, latents, captions, TRAINING, blank=0.25, seed=seed)
-
-        net = widened(denoiser, 2 * latents.shape[1], 2 * latents.shape[1])
-        net.load_state_dict(lab.trained("inverter", make, seed, shared=True))
+        net = widened(bridge.adapter.denoiser, channels, channels)
+        net.load_state_dict(lab.trained("inverter", learn, seed, shared=True))
         return net.eval().requires_grad_(False)
 
     def friendly(images: Tensor, told: list[str], skip: float, seed: int = 0) -> Technique:
@@ -213,18 +208,16 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     whole, edited = prompts.captions, prompts.plain
     short, after = ([alone(edit)[side].caption() for edit in prompts.edits] for side in (0, 1))
-    editing = {
-        "turboedit": learnt(whole, edited),
-        "ddim inversion": arm(lambda seed: Inversion(sources, whole), edited),
-        "edit friendly inversion": arm(lambda seed: friendly(sources, whole, best_skip(), seed), edited),
-        "no correction": learnt(whole, edited, corrected=False),
-    }
-    rebuilding = {
-        "turboedit": learnt(whole, whole),
-        "ddim inversion": arm(lambda seed: Inversion(sources, whole), whole),
-        "edit friendly inversion": arm(lambda seed: friendly(sources, whole, 0.0, seed), whole),
-        "no correction": learnt(whole, whole, corrected=False),
-    }
+
+    def arms(asked: list[str], skip: Callable[[], float]) -> dict[str, Any]:
+        return {
+            "turboedit": learnt(whole, asked),
+            "ddim inversion": arm(lambda seed: Inversion(sources, whole), asked),
+            "edit friendly inversion": arm(lambda seed: friendly(sources, whole, skip(), seed), asked),
+            "no correction": learnt(whole, asked, corrected=False),
+        }
+
+    editing, rebuilding = arms(edited, best_skip), arms(whole, lambda: 0.0)
     telling = {"turboedit": editing["turboedit"], "short captions": learnt(short, after)}
     expect, likeness = "turboedit > ddim inversion", partial(rebuilt_psnr, originals=prompts.sources)
     both = f"{expect}, turboedit > edit friendly inversion"

@@ -34,13 +34,14 @@ from showtell.world import sample
 EXAMPLE = """
 import diffusers
 import showtell
-from showtell.papers.edit.vqgan_clip import pictures_of, vqgan_clip
+from showtell.papers.edit.vqgan_clip import vqgan_clip
+from showtell.pictures import to_pil
 
 clip = showtell.load("openai/clip-vit-base-patch32")
 vq = diffusers.VQModel.from_pretrained("CompVis/ldm-celebahq-256", subfolder="vqvae")
 prompts = ["a red ring", [("a blue star", 1.0), ("blurred", -0.3)]]
-images = pictures_of(vqgan_clip(vq, clip, prompts, steps=300, size=256))
-[image] = pictures_of(vqgan_clip(vq, clip, ["a green star"], images[1:], steps=100, mask=(0.0, 0.0, 0.5, 1.0)))
+images = to_pil(vqgan_clip(vq, clip, prompts, steps=300, size=256))
+[image] = to_pil(vqgan_clip(vq, clip, ["a green star"], images[1:], steps=100, mask=(0.0, 0.0, 0.5, 1.0)))
 """
 Wanted = str | Sequence[tuple[Any, float]]
 """A text, or (text or picture, weight) several times; what has a negative weight is avoided."""
@@ -117,11 +118,6 @@ def vqgan_clip(
                      (low, high), free, pull, augmented, seed)  # fmt: skip
 
 
-def pictures_of(pixels: Tensor) -> list[Any]:
-    """PIL images of pixels (n, 3, h, w) in [0, 1]."""
-    return to_pil((pixels.permute(0, 2, 3, 1) * 255).round().byte().numpy())
-
-
 MOST, STEPS, COUNT = 16, 100, 8
 
 
@@ -139,9 +135,9 @@ def experiment(lab: Lab) -> list[Comparison]:
     @cache
     def made(name: str, seed: int) -> list[Any]:
         if name == "pixels":
-            return pictures_of(pixels(seed))
-        return pictures_of(vqgan_clip(vq, clip, prompts.texts, steps=STEPS, count=COUNT,
-                                      augmented=name == "vqgan_clip", seed=seed))  # fmt: skip
+            return to_pil(pixels(seed))
+        augmented = name == "vqgan_clip"
+        return to_pil(vqgan_clip(vq, clip, prompts.texts, None, STEPS, COUNT, augmented=augmented, seed=seed))
 
     arms = {name: partial(made, name) for name in ("vqgan_clip", "no augmentation", "pixels")}
     return [

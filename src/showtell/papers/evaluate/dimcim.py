@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from showtell.measure.curation import entropy
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import read
 from showtell.measure.statistics import spearman
@@ -95,19 +96,15 @@ def asking(judge: Any, question: str = QUESTION) -> Ask:
     return lambda images, texts: vqa_table(judge, images, texts, question)
 
 
-def a(*words: str) -> str:
-    return indefinite(" ".join(word for word in words if word))
-
-
 def dimcim(
     make: Make, ask: Ask, concepts: Concepts, contexts: Sequence[str] = ("{}",), images: int = 30, seed: int = 0
 ) -> Report:
     """The report on a generator. contexts: sentences with {} where the concept goes; images: for each prompt."""
     rows = []
     for concept, kinds in concepts.items():
-        coarse = make([context.format(a(concept)) for context in contexts for _ in range(images)], seed)
+        coarse = make([context.format(indefinite(concept)) for context in contexts for _ in range(images)], seed)
         for kind, attributes in kinds.items():
-            texts = [a(attribute, concept) for attribute in attributes]
+            texts = [indefinite(f"{attribute} {concept}") for attribute in attributes]
             default = attribute_scores(ask(coarse, texts))
             for i, text in enumerate(texts):
                 dense = make([context.format(text) for context in contexts for _ in range(images)], seed + 1 + i)
@@ -116,14 +113,7 @@ def dimcim(
     return Report(rows)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """An image of a shape: its colour as the judge sees it, and how likely it shows each of COLOURS, (colours,)."""
-
-    colour: str
-    chances: np.ndarray
-
-
+Shown = tuple[str, np.ndarray]  # of an image: the colour that the judge sees, how likely it shows each, (colours,)
 # Of each model: the share of default images in the concept's own colour, and of asked-for colours that are ignored.
 SKEWS, IGNORED = (0.0, 0.25, 0.5, 0.75, 1.0), (0.45, 0.15, 0.6, 0.0, 0.3)
 COLOURS, SHAPES, IMAGES = ("red", "blue", "green", "yellow", "purple"), ("ring", "square", "heart", "cross"), 30
@@ -150,60 +140,55 @@ def experiment(lab: Lab) -> list[Comparison]:
     @cache
     def drawn(seed: int, data: bool) -> dict[tuple[str, str], list[Shown]]:
         """Images of every colour and shape, from which all models take theirs: the generator's, or renders."""
-        pairs = [(colour, shape) for shape in SHAPES for colour in COLOURS]
-        if data:
-            images = to_pil(draw([Scene((SceneObject(shape, colour),)) for colour, shape in pairs]))
-        else:
-            images = unet.generate([a(*pair) for pair in pairs for _ in range(EACH)], seed=seed)
-        each, found = len(images) // len(pairs), list[Shown]()
-        for i, shape in enumerate(SHAPES):
-            part = images[i * len(COLOURS) * each :][: len(COLOURS) * each]
-            seen = [scene.objects[0].colour for scene in read(part, fast=True)]
-            found += map(Shown, seen, ask(part, [a(colour, shape) for colour in COLOURS]))
-        return {pair: found[i * each :][:each] for i, pair in enumerate(pairs)}
-
-    def shown(model: int, prompts: list[str], number: int, data: bool) -> list[Shown]:
-        rng = np.random.default_rng((model, number, SHAPES.index(prompts[0].split()[-1])))
-        choices = [drawn(number // 100, data)[planted(model, prompt, rng)] for prompt in prompts]
-        return [some[rng.integers(len(some))] for some in choices]
+        found = dict[tuple[str, str], list[Shown]]()
+        for number, shape in enumerate(SHAPES):
+            texts = [indefinite(f"{colour} {shape}") for colour in COLOURS]
+            if data:
+                images = to_pil(draw([Scene((SceneObject(shape, colour),)) for colour in COLOURS]))
+            else:
+                asked = [text for text in texts for _ in range(EACH)]
+                images = unet.generate(asked, seed=len(SHAPES) * seed + number)
+            colours = [scene.objects[0].colour for scene in read(images, fast=True)]
+            shown, each = list(zip(colours, ask(images, texts), strict=True)), len(images) // len(COLOURS)
+            found |= {(colour, shape): shown[i * each :][:each] for i, colour in enumerate(COLOURS)}
+        return found
 
     @cache
-    def report(model: int, seed: int, source: str) -> tuple[Report, dict[str, float], dict[str, float]]:
-        """The report; by concept the entropy of default colours, and the share that shows the colour asked for."""
-        entropy, success = dict[str, float](), dict[str, list[float]]()
+    def report(model: int, seed: int, source: str) -> tuple[Report, dict[str, dict[str, float]]]:
+        """The report; and by concept DIM, CIM, and what the judge sees: the entropy of default colours, and the share
+        of images with the colour asked for. source: "model", "data", or "permuted", answers for other colours.
+        """
+        entropies, right = dict[str, float](), dict[str, list[float]]()
 
         def make(prompts: list[str], number: int) -> list[Shown]:
-            images = shown(model, prompts, number, source == "data")
-            seen = [one.colour for one in images]
             *named, shape = prompts[0].split()[1:]
-            shares = np.unique(seen, return_counts=True)[1] / len(seen)
+            rng = np.random.default_rng((model, number, SHAPES.index(shape)))
+            pools = [drawn(seed, source == "data")[planted(model, prompt, rng)] for prompt in prompts]
+            images = [pool[rng.integers(len(pool))] for pool in pools]
+            seen = [colour for colour, _ in images]
             if named:
-                success.setdefault(shape, []).append(seen.count(named[0]) / len(seen))
+                right.setdefault(shape, []).append(seen.count(named[0]) / len(seen))
             else:
-                entropy[shape] = float(-(shares * np.log(shares)).sum())
+                entropies[shape] = entropy(seen)
             return images
 
         def answers(images: Any, texts: list[str]) -> np.ndarray:
-            found = np.stack([one.chances for one in images])  # the texts are always all colours of one shape
+            found = np.stack([chances for _, chances in images])  # the texts are always all colours of one shape
             return np.random.default_rng(seed).permuted(found, axis=1) if source == "permuted" else found
 
         found = dimcim(make, answers, concepts, images=IMAGES, seed=100 * seed)
-        return found, entropy, {shape: float(np.mean(shares)) for shape, shares in success.items()}
+        success = {shape: float(np.mean(shares)) for shape, shares in right.items()}
+        dims, cims = ({shape: of(shape) for shape in SHAPES} for of in (found.dim, found.cim))
+        return found, {"dim": dims, "cim": cims, "entropy": entropies, "success": success}
 
-    def correlated(pair: Callable[[int, int, str, str], tuple[float, float]], source: str) -> Callable[[int], Any]:
-        """Over the models, for each concept: the rank correlation of two numbers."""
-        return lambda seed: np.array(
-            [spearman(*zip(*(pair(m, seed, source, shape) for m in models), strict=True)) for shape in SHAPES]
-        )
+    def correlated(ours: str, theirs: str, source: str, other: str) -> Callable[[int], np.ndarray]:
+        """Over the models, for each concept: the rank correlation of a number of one source and one of another."""
 
-    def does(model: int, seed: int, source: str, shape: str) -> tuple[float, float]:
-        return report(model, seed, source)[0].dim(shape), report(model, seed, source)[1][shape]
+        def arm(seed: int) -> np.ndarray:
+            one, two = ([report(m, seed, each)[1] for m in models] for each in (source, other))
+            return np.array([spearman([x[ours][c] for x in one], [y[theirs][c] for y in two]) for c in SHAPES])
 
-    def can(model: int, seed: int, source: str, shape: str) -> tuple[float, float]:
-        return report(model, seed, source)[0].cim(shape), report(model, seed, source)[2][shape]
-
-    def like_data(model: int, seed: int, source: str, shape: str) -> tuple[float, float]:
-        return report(model, seed, source)[0].dim(shape), report(model, seed, "data")[0].dim(shape)
+        return arm
 
     def gaps(source: str) -> Callable[[int], np.ndarray]:
         """For every planted gap, and every concept of the clean model: whether it is reported as it is."""
@@ -215,15 +200,15 @@ def experiment(lab: Lab) -> list[Comparison]:
 
         return arm
 
-    def compared(name: str, pair: Any, bar: float) -> Comparison:
-        arms = {"dimcim": correlated(pair, "model"), "the bar": lambda seed: np.full(len(SHAPES), bar)}
-        arms["permuted labels"] = correlated(pair, "permuted")
+    def compared(name: str, ours: str, theirs: str, bar: float, other: str = "model") -> Comparison:
+        arms = {"dimcim": correlated(ours, theirs, "model", other), "the bar": lambda seed: np.full(len(SHAPES), bar)}
+        arms["permuted labels"] = correlated(ours, theirs, "permuted", other)
         return lab.compare(arms, expect="dimcim > the bar", control="permuted labels", name=name)
 
     found = {"dimcim": gaps("model"), "permuted labels": gaps("permuted")}
     return [
-        compared("DIM with entropy", does, 0.9),
-        compared("CIM with success", can, 0.9),
-        compared("DIM of model with data", like_data, 0.7),
+        compared("DIM with entropy", "dim", "entropy", 0.9),
+        compared("CIM with success", "cim", "success", 0.9),
+        compared("DIM of model with data", "dim", "dim", 0.7, other="data"),
         lab.compare(found, expect="dimcim > permuted labels", control="permuted labels", name="planted gaps"),
     ]

@@ -23,6 +23,7 @@ import torch
 
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.statistics import kendall
 
 EXAMPLE = """
 import showtell
@@ -41,24 +42,6 @@ CODE = {"draws": 3_000_000, "best": 100_000}
 POOLS = (30000, 20000, 15000, 12000, 10000, 8000, 5000, 3000, 1000, 500, 100)
 
 
-def tau(a: np.ndarray, b: np.ndarray, margin: float = 0.0) -> np.ndarray:
-    """Kendall's tau-b between score lists a (..., models) and b (models,), (...).
-
-    (C - D) / sqrt((C + D + T1) (C + D + T2)); models whose scores differ by no more than `margin` are tied. 0 where all
-    models are tied in one of the lists.
-    """
-    first, second = np.triu_indices(b.shape[-1], 1)
-
-    def signs(x: np.ndarray) -> np.ndarray:
-        difference = x[..., first] - x[..., second]
-        return np.where(np.abs(difference) <= margin, 0, np.sign(difference)).astype(np.float32)
-
-    ours, theirs = signs(a), signs(b)
-    agreed = ours @ theirs  # concordant minus discordant pairs
-    untied = np.square(ours).sum(-1) * np.square(theirs).sum(-1)
-    return np.where(untied > 0, agreed / np.sqrt(np.maximum(untied, 1)), 0.0)
-
-
 def flasheval(
     scores: np.ndarray, size: int, *, draws: int = CODE["draws"], best: int = CODE["best"],
     pools: Sequence[int] = POOLS, margin: float = 0.0, reference: np.ndarray | None = None, seed: int = 0,
@@ -67,8 +50,9 @@ def flasheval(
     """Indices of `size` prompts, (size,) sorted, that rank the models of the search as all prompts do.
 
     scores: (models, prompts), those of the search alone. draws: sets a round; best: of them that are counted; pools: to
-    how many of the prompts that occur in them most the search is cut after each round. margin: see `tau`. reference:
-    (models,), what ranks them, by default their mean over all prompts. Raises ShowtellError for more than there are.
+    how many of the prompts that occur in them most the search is cut after each round. margin: see `kendall`.
+    reference: (models,), what ranks them, by default their mean over all prompts. Raises ShowtellError for more prompts
+    than there are.
     """
     models, prompts = scores.shape
     if not 0 < size < prompts or models < 3:
@@ -79,8 +63,8 @@ def flasheval(
     for limit in [*(limit for limit in pools if size < limit < prompts), 0]:
         kept, marks = np.empty((0, size), dtype=np.int64), np.empty(0)
         for start in range(0, draws, chunk):
-            sets = _distinct(rng, pool, min(chunk, draws - start), size)
-            ranks = tau(table[sets].mean(1), goal, margin)
+            sets = distinct_sets(rng, pool, min(chunk, draws - start), size)
+            ranks = kendall(table[sets].mean(1), goal, margin)
             kept, marks = np.concatenate([kept, sets]), np.concatenate([marks, ranks])
             order = np.argsort(-marks, kind="stable")[:best]
             kept, marks = kept[order], marks[order]
@@ -91,7 +75,7 @@ def flasheval(
     return np.sort(winner)
 
 
-def _distinct(rng: np.random.Generator, pool: np.ndarray, count: int, size: int) -> np.ndarray:
+def distinct_sets(rng: np.random.Generator, pool: np.ndarray, count: int, size: int) -> np.ndarray:
     """Sets of different prompts of the pool, (count, size)."""
     if len(pool) <= 512:
         return pool[rng.random((count, len(pool))).argpartition(size - 1, axis=1)[:, :size]]
@@ -111,7 +95,7 @@ def score_matrix(
 
 def best_alone(scores: np.ndarray, size: int, margin: float = 0.0) -> np.ndarray:
     """The prompts whose own scores rank the models best, (size,): the greedy baseline."""
-    return np.argsort(-tau(scores.T, scores.mean(1), margin), kind="stable")[:size]
+    return np.argsort(-kendall(scores.T, scores.mean(1), margin), kind="stable")[:size]
 
 
 # The experiment's models: every number of steps and guidance scale, on two generators.
@@ -147,7 +131,7 @@ def experiment(lab: Lab) -> Comparison:
 
         def run(seed: int) -> np.ndarray:
             chosen = [(np.atleast_2d(choose(search, seed + i)), rest) for i, (search, rest) in enumerate(splits(seed))]
-            return np.array([tau(rest.T[sets].mean(1), rest.mean(1)).mean() for sets, rest in chosen])
+            return np.array([kendall(rest.T[sets].mean(1), rest.mean(1)).mean() for sets, rest in chosen])
 
         return run
 
@@ -160,16 +144,14 @@ def experiment(lab: Lab) -> Comparison:
         return searched(mixed, seed, search.mean(1))
 
     def drawn(count: int) -> Callable[[np.ndarray, int], np.ndarray]:
-        return lambda search, seed: _distinct(np.random.default_rng(seed), np.arange(len(texts)), 200, count)
+        return lambda search, seed: distinct_sets(np.random.default_rng(seed), np.arange(len(texts)), 200, count)
 
-    return lab.compare(
-        {
-            "flasheval": arm(searched),
-            "random": arm(drawn(size)),
-            "best alone": arm(lambda search, seed: best_alone(search, size)),
-            "five times as many": arm(drawn(min(5 * size, len(texts)))),
-            "permuted models": arm(permuted),
-        },
-        expect="flasheval > random, flasheval > best alone, flasheval >= five times as many",
-        control="permuted models",
-    )
+    arms = {
+        "flasheval": arm(searched),
+        "random": arm(drawn(size)),
+        "best alone": arm(lambda search, seed: best_alone(search, size)),
+        "five times as many": arm(drawn(min(5 * size, len(texts)))),
+        "permuted models": arm(permuted),
+    }
+    expect = "flasheval > random, flasheval > best alone, flasheval >= five times as many"
+    return lab.compare(arms, expect=expect, control="permuted models", name="Kendall's tau")

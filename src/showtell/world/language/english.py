@@ -138,6 +138,9 @@ def a(said: Mapping[str, Any]) -> str:
     return indefinite(noun(said))
 
 
+ARTICLES = ("a", "an", "the")
+
+
 def article(words: str) -> str:
     """ "a" or "an", by the first letter of the words that follow."""
     return "an" if words[:1].lower() in {*"aeiou"} else "a"
@@ -146,6 +149,12 @@ def article(words: str) -> str:
 def indefinite(words: str) -> str:
     """Words with their article: "an orange ring"."""
     return f"{article(words)} {words}"
+
+
+def without_article(words: str) -> str:
+    """Words without an article before them: "orange ring" of "an orange ring"; a lone article stays."""
+    first, _, rest = words.partition(" ")
+    return rest if rest and first.lower() in ARTICLES else words
 
 
 def the(said: Mapping[str, Any], count: int = 1) -> str:
