@@ -82,6 +82,22 @@ def test_what_the_eye_sees_wrongly_is_found_by_drawing_it(bridge: EmbeddedBridge
     assert none is None and seen is not None and not seen.matches(scene)
 
 
+def test_a_caption_that_means_something_else_is_told_again(bridge: EmbeddedBridge, monkeypatch) -> None:
+    """Read back, it has to say what was found; where no draft does, the first stays."""
+    scene, other = (Scene((SceneObject(shape, "red"),)) for shape in ("ring", "star"))
+    made = iter([["a red star", "a red star"], ["a blue ring", "a red cross"], ["a red ring", "a red cross"]])
+    asked: list[tuple[int, int | None]] = []
+
+    def tell(prompts, source, scenes, seed=None):
+        asked.append((len(prompts), seed))
+        return next(made, ["a red cross"] * len(prompts))
+
+    monkeypatch.setattr(bridge.reader, "parse", lambda source: [scene, scene, other])
+    monkeypatch.setattr(bridge.reader, "_tell", lambda *all: [*tell(*all), "a red star"][: len(all[0])])
+    assert bridge.caption([Image.new("RGB", (64, 64))] * 3) == ["a red ring", "a red star", "a red star"]
+    assert asked[:4] == [(3, None), (2, 0), (2, 1), (1, 2)] and len(asked) == 9
+
+
 def test_what_the_eye_finds_is_what_is_told(bridge: EmbeddedBridge, monkeypatch) -> None:
     """An eye that finds a scene decides what the language model reads; without one it reads the picture's patches."""
     rows: list[tuple[list[int], str]] = []

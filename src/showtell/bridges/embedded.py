@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ from showtell.world.language import LANGUAGES
 LONGEST = 80  # tokens of a prompt, question or instruction
 TOLD = 48  # tokens of a caption or an answer
 PLANS = 4  # drafts of a plan
+RETOLD = 8  # drafts of a caption that, read back, does not say what the eye found
+RETOLD_TEMPERATURE = 0.7
 PLAN_TEMPERATURE = 0.25  # below 1: places vary, facts rarely do; chosen on validation prompts
 
 
@@ -93,13 +95,7 @@ class Reader:
         self, rows: Sequence[list[int]], source: Things | None, seeds: Sequence[int], drafts: int = 1
     ) -> list[list[int]]:
         """The rows, ending in <show>, with what is drawn from the model before that token; a seed for so many rows."""
-        show = self.codec.special["<show>"]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-        def choose(logits: Tensor) -> Tensor:
-            uniform = torch.cat([torch.rand(drafts, 1, generator=g) for g in generators]).to(logits.device)
-            return picked((logits.float() / PLAN_TEMPERATURE).softmax(dim=-1), uniform)
-
+        show, choose = self.codec.special["<show>"], _drawn(seeds, drafts, PLAN_TEMPERATURE)
         begun = [row[:-1] for row in rows]
         plans = self.model.tell(*self.tensors(begun), source, show, PLAN_LENGTH, choose)
         return [[*row, *plan[:PLAN_LENGTH], show] for row, plan in zip(begun, plans, strict=True)]
@@ -142,7 +138,15 @@ class Reader:
         if language not in LANGUAGES:
             raise ShowtellError(f"unsupported language {language!r}; use one of: {', '.join(LANGUAGES)}")
         source = signal(images, 64, self.model.device)
-        told = self._tell([self.codec.caption(language)] * len(source), source)
+        scenes, prompt = self.parse(source), self.codec.caption(language)
+        told = self._tell([prompt] * len(source), source, scenes)
+        for seed in range(RETOLD):
+            wrong = [i for i, scene in enumerate(scenes) if scene is not None and not scene.told_by(told[i])]
+            if not wrong:
+                break
+            drafts = self._tell([prompt] * len(wrong), source[wrong], [scenes[i] for i in wrong], seed)
+            for i, draft in zip(wrong, drafts, strict=True):
+                told[i] = draft if cast(Scene, scenes[i]).told_by(draft) else told[i]
         return [restore_case(text, self.forms) for text in told] if language == "en" else told
 
     def answer(self, images: Any, questions: Any) -> list[str]:
@@ -151,11 +155,12 @@ class Reader:
         if len(source) == 1:
             source = source.expand(count, -1, -1, -1)
         texts = spread(asked if len(asked) > 1 else asked[0], len(source), "questions")
-        return self._tell([self.row(text, "question", self.codec.ask) for text in texts], source)
+        return self._tell([self.row(text, "question", self.codec.ask) for text in texts], source, self.parse(source))
 
-    def _tell(self, prompts: Sequence[Sequence[int]], source: Tensor) -> list[str]:
-        """The reply to each prompt: from what the eye finds, or else from the picture's patches."""
-        scenes = self.parse(source)
+    def _tell(
+        self, prompts: Sequence[Sequence[int]], source: Tensor, scenes: Sequence[Scene | None], seed: int | None = None
+    ) -> list[str]:
+        """The reply to each prompt: from what the eye finds, or else from the picture's patches. seed: to draw it."""
         facts = [self.codec.scenery(scene) if scene else [] for scene in scenes]
         rows = [[*self.codec.read(there), *prompt] for there, prompt in zip(facts, prompts, strict=True)]
         told = [""] * len(rows)
@@ -164,10 +169,22 @@ class Reader:
             if which:
                 looked = self.things([scene for i in which if (scene := scenes[i])]) if parsed else source[which]
                 ids, valid = self.tensors([rows[i] for i in which])
-                replies = self.model.tell(ids, valid, looked, self.codec.special["<eos>"], TOLD)
+                how = () if seed is None else (_drawn([seed] * len(which), 1, RETOLD_TEMPERATURE),)
+                replies = self.model.tell(ids, valid, looked, self.codec.special["<eos>"], TOLD, *how)
                 for i, reply in zip(which, replies, strict=True):
                     told[i] = self.codec.text(reply)
         return told
+
+
+def _drawn(seeds: Sequence[int], drafts: int, temperature: float) -> Callable[[Tensor], Tensor]:
+    """Tokens drawn from logits (n, words), so many rows after one another with each seed's own generator."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def choose(logits: Tensor) -> Tensor:
+        uniform = torch.cat([torch.rand(drafts, 1, generator=g) for g in generators]).to(logits.device)
+        return picked((logits.float() / temperature).softmax(dim=-1), uniform)
+
+    return choose
 
 
 class _Parts:

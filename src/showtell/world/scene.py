@@ -232,6 +232,13 @@ class Scene:
             return False
         return any(self._holds_all(pick) for pick in _assignments(self.groups, other.objects))
 
+    def told_by(self, text: str) -> bool:
+        """Whether a caption means this scene: it parses, and what it states is true of it."""
+        try:
+            return self.parse(text).matches(self)
+        except SceneError:
+            return False
+
     def _holds_all(self, groups: tuple[Group, ...]) -> bool:
         return all(holds(r.kind, *(groups[i] for i in (r.subject, *r.objects))) for r in self.relations)
 
