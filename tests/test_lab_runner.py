@@ -85,6 +85,25 @@ def test_what_is_trained_is_trained_once(fake):
     assert len(made) == 6
 
 
+def test_a_network_is_blank_trained_and_loaded(fake):
+    """Trained once in place, kept under the paper's name, and what comes back is a network of its own, in eval mode."""
+    made = []
+
+    def learn(model, seed):
+        made.append(seed)
+        torch.nn.init.constant_(model.weight, float(seed))
+
+    def blank(seed):
+        return torch.nn.Linear(2, 1)
+
+    file = fake.paper().file
+    first, again = (Lab("fake", file).network("net", blank, learn, 3, shared=True) for _ in range(2))
+    assert made == [3] and first is not again and not first.training
+    assert torch.equal(first.weight, torch.full((1, 2), 3.0)) and torch.equal(again.bias, first.bias)
+    kept = Lab("fake", file).trained("net", lambda seed: {"weight": [0.0]}, 3, shared=True)
+    assert torch.equal(kept["weight"], first.weight), "a state dict like any other of this paper"
+
+
 def test_another_seed_or_split_trains_again_unless_what_is_trained_is_shared(fake):
     def trains(**lab):
         made = []

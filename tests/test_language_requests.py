@@ -1,8 +1,8 @@
-"""Requests read by rule: frames, names, endings."""
+"""Requests read by rule: frames, names, endings, tags."""
 
 from __future__ import annotations
 
-from showtell.language.requests import named, shared_ending, wanted
+from showtell.language.requests import by_tags, named, shared_ending, wanted, with_ending
 
 
 def test_what_is_wanted() -> None:
@@ -19,3 +19,14 @@ def test_names_are_whole_words() -> None:
 def test_endings() -> None:
     assert shared_ending(["a cat, in sepia style", "a ring, a star, in sepia style"]) == "in sepia style"
     assert shared_ending(["a cat, in sepia style", "a ring"]) == "" == shared_ending([]) == shared_ending(["a cat"])
+
+
+def test_words_in_the_way_of_examples() -> None:
+    examples = ["a cat, in sepia style", "a ring, a star, in sepia style"]
+    assert with_ending("a dog", examples) == "a dog, in sepia style" and with_ending("a dog", []) == "a dog"
+    assert with_ending("a dog, in sepia style", examples) == "a dog, in sepia style"
+
+
+def test_tags_make_a_tree() -> None:
+    found = by_tags({"a": ["cat", "sepia", "old"], "b": ["cat"], "c": [], "d": ["cat", "sepia"]})
+    assert found == {"cat": {"sepia": ["a", "d"], "general": ["b"]}, "general": {"general": ["c"]}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from showtell.measure.curation import auc, best, distinct, entropy, ranks, sharpness
+from showtell.measure.curation import auc, best, distinct, entropy, ranks, separating, sharpness
 
 
 def test_ranks_and_the_best() -> None:
@@ -17,6 +17,11 @@ def test_auc_by_hand() -> None:
     values = np.array([[3.0, 1.0, 0.0], [2.0, 1.0, 1.0], [1.0, 1.0, 2.0], [0.0, 1.0, 0.5]])
     good = np.array([True, True, False, False])
     assert auc(values, good).tolist() == [1.0, 0.5, 0.25]
+
+
+def test_thresholds_separate() -> None:
+    assert separating([0.9, 0.8, 0.3], [0.2, 0.6]) == pytest.approx(0.7), "2/3 + 1; 0.25 gives 1 + 1/2"
+    assert separating([0.5], [0.5]) == 0.5
 
 
 def test_of_duplicates_the_best_stays() -> None:

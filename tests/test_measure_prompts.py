@@ -8,7 +8,7 @@ import pytest
 from showtell.errors import ShowtellError
 from showtell.measure import prompts as prompts_module
 from showtell.measure.entities import ENTITIES, INVENTED, explain, facts_for
-from showtell.measure.prompts import EDITS, NAMES, prompt_set
+from showtell.measure.prompts import EDITS, NAMES, prompt_set, together
 from showtell.world import Scene, draw
 from showtell.world.edits import apply
 from showtell.world.language import words
@@ -88,6 +88,15 @@ def test_kinds_can_be_chosen() -> None:
     assert {s.style for s in prompt_set("styles", 3, 1, kinds="night").scenes} == {"night"}
     with pytest.raises(ShowtellError, match="unknown kind 'fly'"):
         prompt_set("motion", 2, kinds="fly")
+
+
+def test_sets_put_together() -> None:
+    both = together([SETS["words"], SETS["pairs"][:2]])
+    assert both.texts == SETS["words"].texts + SETS["pairs"].texts[:2] and both.name == "words and pairs"
+    assert (both.seed, both.split) == (5, "test") and len(both.boxes) == N + 2
+    for sets in ([], [SETS["words"], prompt_set("pairs", 2, seed=6)]):
+        with pytest.raises(ShowtellError, match="one seed"):
+            together(sets)
 
 
 def test_edits_carry_sources_and_targets() -> None:

@@ -9,7 +9,10 @@ import pytest
 
 from showtell.measure import verifying
 from showtell.measure.experiment import Comparison
-from showtell.world import Scene
+from showtell.pictures import to_pil
+from showtell.steer.boxes import cut, grown
+from showtell.world import Scene, draw
+from showtell.world.draw import boxes
 
 
 def test_yes_and_no_by_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,6 +22,14 @@ def test_yes_and_no_by_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     questions = [["is there a red ring?", "is the ring right of the star?"], ["is the ring left of the star?"]]
     assert verifying.says_yes(["one", "other"], questions) == [[True, False], [False]]
     assert asked == ["second"]
+
+
+def test_a_judge_knows_good_things_by_their_crops() -> None:
+    """What is drawn exactly is good, and nothing is good in another thing's box."""
+    scene = Scene.parse("a red ring left of a blue star")
+    names, [image] = ["a red ring", "a blue star"], to_pil(draw([scene]))
+    pieces = [cut(image, grown(tuple(map(float, box)), 20 / 512)) for box in boxes(scene)]  # type: ignore[arg-type]
+    assert verifying.shown(pieces, names, "first") == [1, 1] and verifying.shown(pieces, names[::-1], "first") == [0, 0]
 
 
 def test_a_metric_for_the_first_judge() -> None:

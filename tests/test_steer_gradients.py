@@ -137,6 +137,10 @@ def test_words_are_compared_without_the_start_token() -> None:
     inner = among_words(maps, 1, -1, sharpness=10.0)[0, :, 0, 0]
     torch.testing.assert_close(inner[[0, 3]], torch.tensor([0.9, 0.05]))
     torch.testing.assert_close(inner[1:3], torch.tensor([0.3, 0.2]).softmax(0))
+    peak = torch.zeros(1, 3, 5, 5)
+    peak[0, 1, 2, 2] = 1.0  # a softmax of (1, 0) there and of (1/2, 1/2) around
+    seen, side = among_words(peak)[0, 1], torch.exp(torch.tensor(-2.0))
+    torch.testing.assert_close(seen[2, 2], 0.5 + 0.5 / (1 + 2 * side) ** 2, msg="smoothed by a Gaussian of half a cell")
 
 
 def test_average_over_places() -> None:

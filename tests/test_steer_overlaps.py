@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from showtell.steer.overlaps import centroids, pairwise_overlap, shares, translated
+from showtell.steer.overlaps import centroids, overlapping, pairwise_overlap, shares, translated
 
 
 def test_shares_and_centroids() -> None:
@@ -23,6 +23,12 @@ def test_pairwise_overlap() -> None:
     assert found.tolist() == pytest.approx([0, 0.25, 0.25])
     assert float(pairwise_overlap(torch.stack([left, left]))) == pytest.approx(0.5)
     assert not len(pairwise_overlap(left[None]))
+
+
+def test_masks_overlap_above_what_is_tolerated() -> None:
+    masks = torch.tensor([[[1, 1, 1, 0]], [[0, 0, 1, 1]]]).bool()  # 1 of 4 cells in common
+    assert overlapping(masks, 0.2) and not overlapping(masks, 0.25)
+    assert not overlapping(masks[:1], 0.0) and not overlapping(torch.zeros(2, 1, 4).bool(), 0.0)
 
 
 def test_translation_moves_by_cells_and_brings_in_zeros() -> None:

@@ -13,7 +13,7 @@ from showtell.bridges.layout import Place
 from showtell.bridges.words import Piece, find_words
 from showtell.steer.embeddings import null_tokens, weighted
 from showtell.steer.maps import near, smoothed
-from showtell.steer.phrases import phrases, things_of, tokens_of
+from showtell.steer.phrases import noun_chunks, nouns_and_modifiers, phrases, things_of, tokens_of
 from steering import FAMILIES, sampled
 
 
@@ -72,6 +72,23 @@ def test_things_and_grids_of_a_run(name: str) -> None:
                              (tuple(8 + s for s in shift), [tuple(7 + s for s in shift)])]  # fmt: skip
     assert look.given == [[([8 + s for s in shift], [[7 + s for s in shift]])], []]
     assert look.grids == {"sd": [(8, 8), (4, 4)], "sd3": [(4, 4)]}[name] and look.nearest == [4]
+
+
+def test_chunks_keep_their_articles() -> None:
+    """As spaCy's noun chunks do; a phrase without an article is its words alone."""
+    words, bare = (
+        find_words(prompt, [Piece(tiny.clip_tokenizer(77), 77)])
+        for prompt in ("a red ring left of a blue star", "red ring, two dogs")
+    )
+    assert [text for text, _ in noun_chunks(words)] == ["a red ring", "a blue star"]
+    assert all(tuple(words[text]) == positions for text, positions in noun_chunks(words))
+    assert [text for text, _ in noun_chunks(bare)] == ["red ring", "dogs"]
+
+
+def test_tokens_of_nouns_and_of_modifiers() -> None:
+    nouns, modifiers = nouns_and_modifiers([[([2], [[0], [1]]), ([4, 5], [])], []], 6)
+    assert nouns.int().tolist() == [[[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1]], [[0] * 6] * 2]
+    assert modifiers.int().tolist() == [[[1, 1, 0, 0, 0, 0], [0] * 6], [[0] * 6] * 2]
 
 
 def test_where_one_grid_is_all_there_is_it_is_near() -> None:

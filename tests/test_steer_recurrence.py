@@ -1,7 +1,8 @@
-"""A look ahead shows the first steps as they are and leaves the run where it stood."""
+"""Steps taken again: a look ahead leaves the run where it stood, going back to the start comes out where it was."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffusers import EulerAncestralDiscreteScheduler
 
 from showtell.bridges.base import Technique
-from showtell.steer.recurrence import ahead
+from showtell.steer.recurrence import ahead, repeated
 from steering import FAMILIES, sampled
 
 
@@ -50,3 +51,30 @@ def test_what_goes_wrong_ahead_leaves_no_trace() -> None:
                 raise ValueError("seen")
 
     sampled("sd", Failing(2), scheduler=EulerAncestralDiscreteScheduler(), seed=[3, 4])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_back_to_the_start_comes_out_where_it_was_unless_something_changes(name: str) -> None:
+    class Back(Watched):
+        """At step 2 goes back once; latents of the second round may be changed before each prediction."""
+
+        change = 0.0
+
+        def start(self, run: Any, latents: torch.Tensor) -> None:
+            pass
+
+        def before(self, run: Any, latents: torch.Tensor) -> Any:
+            if run.step == 0:
+                self.first = latents, copy.deepcopy(run.scheduler)
+            if run.step != 2:
+                return None
+            again = repeated(run, *self.first, lambda run, z: z + self.change if self.change else None)
+            self.same = torch.equal(again, latents)
+            return again
+
+    technique = Back(2)
+    assert torch.equal(sampled(name, technique), sampled(name)) and technique.same
+    assert [step for step, _ in technique.seen] == [0, 1, 0, 1, 2]
+    technique.change = 0.1
+    sampled(name, technique)
+    assert not technique.same

@@ -10,7 +10,17 @@ import torch
 
 from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
-from showtell.steer.regions import Region, RegionalPrompts, WordRegions, apart, cells, mask_on, named_boxes
+from showtell.steer.regions import (
+    Region,
+    RegionalPrompts,
+    WordRegions,
+    apart,
+    cells,
+    grounded,
+    mask_on,
+    named_boxes,
+    owned,
+)
 from steering import FAMILIES, PROMPTS, sampled
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -114,6 +124,27 @@ def test_cells_belong_where_half_of_them_is_covered() -> None:
     assert cells((0.6, 0.0, 0.7, 1.0), (1, 2)).tolist() == [[False, True]], "never none"
     assert not cells(torch.zeros(4, 4), (2, 2)).any(), "but of an empty mask"
     assert cells(torch.tensor([[0.0, 1.0]]), (2, 4)).tolist() == [[False, False, True, True]] * 2
+
+
+def test_regions_own_tokens_and_what_is_not_there_owns_none() -> None:
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    found = owned([[left, right], [right], []], (1, 4))
+    assert found.int().tolist() == [[[1, 1, 0, 0], [0, 0, 1, 1]], [[0, 0, 1, 1], [0] * 4], [[0] * 4, [0] * 4]]
+    assert owned([[]], (2, 2)).shape == (1, 1, 4)
+
+
+def test_what_prompts_name_of_the_boxes() -> None:
+    class Look(Technique):
+        def start(self, run: Any, latents: torch.Tensor) -> None:
+            self.same = grounded(run, {"blue star": "here", "dog": "there"})
+            self.each = grounded(run, [{"red ring": 1}, {"cat": 2}])
+            with pytest.raises(ShowtellError, match="boxes: got 1"):
+                grounded(run, [{}])
+
+    look = Look()
+    sampled("sd", look, num_inference_steps=1)
+    assert [[box for _, box in one] for one in look.same] == [["here"], ["there"]]
+    assert look.each == [[([2, 3], 1)], []] and look.same[0][0][0] == [7, 8]
 
 
 def test_named_boxes_lose_their_articles() -> None:

@@ -1,11 +1,13 @@
-"""Of what was drawn the best is kept, for each text on its own."""
+"""Of what was drawn the best is kept, for each text on its own; each text is drawn by the model chosen for it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from showtell.errors import ShowtellError
-from showtell.steer.selection import best_of
+from showtell.steer.selection import best_of, routed
 
 
 def test_the_best_for_each_text() -> None:
@@ -18,3 +20,19 @@ def test_the_best_for_each_text() -> None:
 def test_no_candidates() -> None:
     with pytest.raises(ShowtellError, match="1 list of images or more"):
         best_of([], len)
+
+
+class Painter:
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def generate(self, prompts: list[str], seed: list[int], **more: Any) -> list[Any]:
+        self.calls.append(prompts)
+        return [(*pair, more) for pair in zip(prompts, seed, strict=True)]
+
+
+def test_models_draw_their_own_together_and_the_order_stays() -> None:
+    models = {"one": Painter(), "other": Painter(), "idle": Painter()}
+    found = routed(models, [("other", "a"), ("one", "b"), ("other", "c")], 2, steps=3)
+    assert found == [("a", 20_000, {"steps": 3}), ("b", 20_001, {"steps": 3}), ("c", 20_002, {"steps": 3})]
+    assert [model.calls for model in models.values()] == [[["b"]], [["a", "c"]], []]

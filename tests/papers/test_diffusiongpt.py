@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from examples import Small
 from examples import run_example as run
 from hosts import DIT, MMDIT, UNET, bridge_of, hosts, keywords
-from laboratory import Laboratory
+from worlds import WorldLab, bright
 
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
 from showtell.language import LanguageModel
+from showtell.measure.prompts import PromptSet
 from showtell.papers.prompt import diffusiongpt as module
-from showtell.papers.prompt.diffusiongpt import KINDS, DiffusionGPT, world_controller
-from showtell.world import Scene
+from showtell.papers.prompt.diffusiongpt import DiffusionGPT, world_controller
 from test_bridges_clip import make as make_clip
 
 
@@ -57,7 +56,7 @@ def agent(**more: Any) -> DiffusionGPT:
 )
 def test_four_ways_of_asking(said: str, kind: str, content: str) -> None:
     found = agent().parse(said)
-    assert (found.kind, found.content) == (kind, content) and kind in KINDS
+    assert (found.kind, found.content) == (kind, content)
 
 
 def test_the_tree_is_searched_level_by_level() -> None:
@@ -144,13 +143,11 @@ def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in {"SCENES": 4, "STEPS": 1, "CORPUS": 3}.items():
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "DOMAINS", {k: module.DOMAINS[k] for k in ("sepia", "glyphs")})
-    clip = ClipBridge(*make_clip("clip"))
-    texts = ["a red ring in sepia style", "a star", "a red ring"]
-    scene = Scene.parse("a red ring")
-    with monkeypatch.context() as patched:
-        patched.setattr("laboratory.Scene.parse", lambda text: scene)
-        found = module.experiment(Laboratory(seeds=1, bases={"clip": clip}, texts=texts))
-    assert next(iter(found.scores)) == "routing" and np.isfinite(found.scores["routing"]).all()  # type: ignore[attr-defined]
+    monkeypatch.setattr(PromptSet, "true_facts", lambda self, images, judge="first": bright(images))
+    clip, lab = ClipBridge(*make_clip("clip")), WorldLab(seeds=1, bases={"clip": ClipBridge(*make_clip("clip"))})
+    lab.n = 3
+    found = module.experiment(lab)
+    assert found.control == "shuffled tags and scores" and found.scores["routing"].shape == (1, 3)  # type: ignore[attr-defined]
     space = run(module.EXAMPLE, monkeypatch, {"clip": clip, "v1-5": Small("sd"), "xl": Small("sdxl")})
     assert space["image"].size == (32, 32)
     assert space["agent"].route("please draw a cat as a poster") == ("poster", "a cat as a poster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,20 +16,11 @@ from showtell.errors import ShowtellError
 from showtell.language.facts import Facts, Thing, wrong
 from showtell.language.results import Layout, Placed
 from showtell.language.rules import Rules
+from showtell.measure import verifying
 from showtell.papers.compose import divcon as paper
-from showtell.papers.compose.divcon import (
-    boxes_of,
-    crops,
-    failed,
-    first_round,
-    free,
-    plan,
-    second_round,
-)
-from showtell.pictures import to_pil
+from showtell.papers.compose.divcon import crops, failed, first_round, free, plan, second_round
+from showtell.steer.boxes import boxes_of
 from showtell.steer.refocusing import Refocus, cross_loss, self_loss
-from showtell.world import Scene, draw
-from showtell.world.draw import boxes
 
 LAYOUTS = [
     Layout(PROMPTS[0], (Placed("a red ring", "a red ring", LEFT, 0), Placed("a blue star", "a blue star", RIGHT, 1))),
@@ -115,16 +107,6 @@ def test_failed_objects_are_told_from_their_crops() -> None:
     assert failed([image], LAYOUTS[:1], score, 0.25) == [[True, False]] and asked == [["a red ring", "a blue star"]]
 
 
-def test_the_judge_knows_good_objects_by_their_crops() -> None:
-    """What is drawn exactly is good, and nothing is good in another thing's box."""
-    scene = Scene.parse("a red ring left of a blue star")
-    names = ["a red ring", "a blue star"]
-    placed = [Placed(one, one, tuple(map(float, box)), i) for i, (one, box) in enumerate(zip(names, boxes(scene)))]
-    [image] = to_pil(draw([scene]))
-    pieces = crops(image, Layout("", tuple(placed)))
-    assert paper.shown(pieces, names, "first") == [1, 1] and paper.shown(pieces, names[::-1], "first") == [0, 0]
-
-
 def test_layouts_are_checked_against_the_reasoning() -> None:
     facts = Facts([Thing("two dogs", "a dog", 2), Thing("a cat", "a cat")], [(0, "left of", 1)])
     left, middle, right = (0.0, 0.0, 0.2, 0.2), (0.4, 0.0, 0.6, 0.2), (0.8, 0.0, 1.0, 0.2)
@@ -160,10 +142,11 @@ def test_what_is_refused() -> None:
 
 def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = SimpleNamespace(objects=[SimpleNamespace(shape="ring", colour="red")])
-    monkeypatch.setattr(paper, "read", lambda images, judge: [whole] * len(images))
+    monkeypatch.setattr(verifying, "read", lambda images, judge: [whole] * len(images))
     complete, count, relations = paper.experiment(Laboratory())
     assert list(complete.scores) == list(count.scores) == list(relations.scores)
     assert next(iter(complete.scores)) == "two rounds"
+    assert "judge" not in inspect.signature(complete.metric).parameters, "the second judge chose what to draw again"
     made = bridge_of("sdxl")
     monkeypatch.setattr(type(made), "embed", lambda self, images=None, texts=None: torch.ones(len(images or texts), 2))
     assert run_example(paper.EXAMPLE, monkeypatch, "sdxl")["image"].size == (32, 32)

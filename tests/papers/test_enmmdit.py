@@ -11,7 +11,7 @@ from hosts import MMDIT, PROMPTS, hosts, sampled, words_of
 from laboratory import Laboratory, run_example
 
 from showtell.papers.compose import enmmdit
-from showtell.papers.compose.enmmdit import Enmmdit, Excite, block_alignment, overlapping
+from showtell.papers.compose.enmmdit import Enmmdit, Excite, block_alignment
 from showtell.steer.maps import TokenMaps
 
 
@@ -46,8 +46,6 @@ def test_block_alignment_by_hand() -> None:
 
 
 def test_detection_and_separation_by_hand() -> None:
-    masks = torch.tensor([[[1, 1, 1, 0]], [[0, 0, 1, 1]]]).bool()  # 1 of 4 cells in common
-    assert overlapping(masks, 0.2) and not overlapping(masks, 0.25)
     means = torch.tensor([[[0.8, 0.5, 0.0]], [[0.0, 0.3, 0.4]]])
     assert Enmmdit.separate(means).tolist() == [[[True, False, False]], [[False, True, True]]]
     assert Enmmdit(tolerated=0.2).ambiguous(means) and not Enmmdit(tolerated=None).ambiguous(means)

@@ -84,6 +84,16 @@ def test_phrases_are_encoded_alone() -> None:
     assert torch.allclose(half.seen, (plain.seen + other.seen) / 2, atol=1e-6)
 
 
+def test_a_phrase_alone_has_the_article_of_the_prompt() -> None:
+    plain, other, prompt = Look(), Look(), "the red ring left of two dogs"
+    sampled("sd", plain, prompts=[prompt], num_inference_steps=1)
+    sampled("sd", DisCLIP(), other, prompts=[prompt], num_inference_steps=1)
+    words = words_of("sd", prompt)
+    assert torch.equal(other.seen[0, list(words["the red ring"])], plain.seen[0, list(words["the red ring"])])
+    alone = bridge_of("sd").encode("dogs").tokens[0]
+    assert torch.equal(other.seen[0, list(words["dogs"])], alone[list(words_of("sd", "dogs")["dogs"])])
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.5])
 def test_samples_alone_and_without_guidance(scale: float) -> None:
     using = DisCLIP(), FocusedCrossAttention(0.9)

@@ -18,10 +18,10 @@ import test_bridges_clip
 from showtell import language
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
+from showtell.measure.dense import Found, alignment, dense
 from showtell.papers.compose import g_refine
-from showtell.papers.compose.g_refine import Found, alignment, dense, learn_quality, quality_of, refine, repair_map
+from showtell.papers.compose.g_refine import learn_quality, quality_of, refine, repair_map
 from showtell.pictures import to_pil
-from showtell.world import Scene
 
 
 @cache
@@ -86,11 +86,8 @@ def test_where_to_repair() -> None:
     gone = Found("a blue star", 0.1, 0.1, left)
     assert torch.equal(repair_map([ring, gone], 0.5), ~left.bool()), "the thing is missing: where no other is"
     assert repair_map([gone], 0.5).all()
-
-
-def test_thresholds_separate() -> None:
-    assert g_refine.separating([0.9, 0.8, 0.3], [0.2, 0.6]) == pytest.approx(0.7), "2/3 + 1; 0.25 gives 1 + 1/2"
-    assert g_refine.separating([0.5], [0.5]) == 0.5
+    twins = [Found("a ring", 0.9, 0.8, left), Found("a ring", 0.9, 0.2, right)]
+    assert torch.equal(repair_map(twins, 0.5), right.bool()), "two things by the same words have maps of their own"
 
 
 def test_a_noun_is_there_by_a_threshold_of_its_own() -> None:
@@ -150,21 +147,6 @@ def test_only_what_scores_higher_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(g_refine, "quality_of", quality)
         found = refine(bridge_of("sd"), clip(), images, PROMPTS, torch.zeros(1, 2, 8), redraw=0.0, **call("sd"))
         assert all((np.asarray(a) == np.asarray(b)).all() == kept for a, b in zip(found, images, strict=True))
-
-
-def test_the_pool() -> None:
-    scenes = [Scene.parse(text) for text in ("a red ring left of a blue star", "a red ring", "a red ring")] * 2
-    rng = np.random.default_rng(0)
-    made = [g_refine.wrong(scene, rng) for scene in scenes * 5]
-    for before, after in zip(scenes * 5, made, strict=True):
-        lost = len(before.objects) - len(after.objects)
-        assert lost == 1 or sum(a.colour != b.colour for a, b in zip(before.objects, after.objects, strict=True)) == 1
-    exact, pool = (np.stack([np.asarray(one) for one in these]) for these in (to_pil(g_refine.draw(scenes)),
-                                                                              g_refine.spoilt(scenes, 0)))  # fmt: skip
-    changed = (exact != pool).any(axis=-1)
-    assert not changed[::3].any() and changed[1::3].any((1, 2)).all() and changed[2::3].any((1, 2)).all()
-    rows = changed[1].any(axis=1).nonzero()[0]
-    assert rows.max() - rows.min() < 28, "a patch of the picture"
 
 
 def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> None:

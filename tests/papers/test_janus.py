@@ -115,7 +115,7 @@ def test_exchanging_the_encoder_leaves_what_is_written(name: str) -> None:
 
 def test_bad_calls() -> None:
     for bridge in (small_unified.bridge(), image_bridge("sd")):
-        with pytest.raises(ShowtellError, match="no encoder of its own for reading"):
+        with pytest.raises(ShowtellError, match="by an encoder of its own; take Janus"):
             swap_encoder(bridge, tower())
 
 

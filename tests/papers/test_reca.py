@@ -23,10 +23,10 @@ from showtell.bridges.janus import JanusBridge
 from showtell.bridges.vlm import VisionLanguageBridge
 from showtell.errors import ShowtellError
 from showtell.papers.unify import reca as module
-from showtell.papers.unify.reca import INSTRUCTION, diffusion_loss, reca, reca_loss, short, understood
+from showtell.papers.unify.reca import INSTRUCTION, reca, reca_loss, short, understood
 from showtell.train.image_text import reading_loss, writing_loss, written_codes
 from showtell.train.noising import Noising
-from showtell.train.queries import Queries
+from showtell.train.queries import Queries, told_loss
 from showtell.world import Scene
 from test_bridges_vlm import MAKERS
 
@@ -132,7 +132,7 @@ def test_diffusion_models_are_told_by_a_reader(name: str) -> None:
     parameter.requires_grad_(True)
 
     def loss(read: Any) -> torch.Tensor:
-        return diffusion_loss(noising, queries(read, INSTRUCTION), images, torch.Generator().manual_seed(0))
+        return told_loss(noising, queries(read, INSTRUCTION), images, torch.Generator().manual_seed(0))
 
     value = loss(images)
     grads = torch.autograd.grad(value, [queries.queries, queries.connector[0].weight, parameter])

@@ -17,7 +17,7 @@ from showtell.bridges.base import Text
 from showtell.bridges.words import Piece, find_words
 from showtell.errors import ShowtellError
 from showtell.papers.responsible import safree
-from showtell.papers.responsible.safree import Safree, guarded_steps, reattended, triggers
+from showtell.papers.responsible.safree import Safree, guarded_steps, triggers
 from showtell.steer.subspaces import projector
 from test_bridges_cogvideox import TestCogVideoX as CogVideoX
 from test_bridges_ltx import TestLTXVideo as LTXVideo
@@ -68,18 +68,6 @@ def test_the_gate_lies_between_unwanted_and_harmless_prompts(monkeypatch: pytest
     middle = safree.middle_of(bridge_of("sd"), ["star"], ["a star", "two stars"], ["a ring"])
     assert middle == pytest.approx(3.0)
     assert guarded_steps(0.3, 10, middle=middle) == 5 and guarded_steps(0.4, 10, middle=middle) == 10
-
-
-def test_reattention_by_hand() -> None:
-    x = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(reattended(x, x, 0.2), x, atol=1e-6)
-    assert torch.allclose(reattended(x, 2 * x, 0.2), x, atol=1e-6), "only what exceeds the original is weakened"
-    assert torch.allclose(reattended(x, 0 * x, 1.0), x, atol=1e-6)
-    out = reattended(x, 0 * x, 0.25)
-    assert torch.allclose(out.mean((-2, -1)), 0.25 * x.mean((-2, -1)), atol=1e-6), "the mean is the lowest frequency"
-    before, after = (torch.fft.fft2(y)[..., 2, 2].abs() for y in (x, out))
-    assert torch.allclose(before, after, atol=1e-4), "frequencies outside the window stay"
-    assert torch.allclose(reattended(x, 0 * x, 0.25, window=9), 0.25 * x, atol=1e-6)
 
 
 class Toy:

@@ -32,6 +32,13 @@ def garbled(image: np.ndarray, rng: np.random.Generator, side: int = 28) -> np.n
     return made
 
 
+def poor(images: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The pictures (n, 64, 64, 3) uint8 without one kind of quality each, kind -> pictures: degraded all over
+    (technical), garbled nearly all over (rationality), negatives (naturalness)."""
+    technical, garble = degrade(images, rng), [garbled(image, rng, 56) for image in images]
+    return {"technical": technical, "rationality": np.stack(garble), "naturalness": 255 - images}
+
+
 def wrong(scene: Scene, rng: np.random.Generator) -> Scene:
     """The scene without one of its things, or with one in another colour."""
     which = int(rng.integers(len(scene.objects)))

@@ -1,9 +1,10 @@
-"""What a user says of a picture that is wanted, by rule: what is to be drawn, what is named, how prompts end."""
+"""What a user says of a picture that is wanted, read by rule (what is to be drawn, what is named), and what generators
+say of themselves (how their prompts end, tags)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 FRAMES = (
     ("instruction", r"(?:please )?(?:draw|paint|show|make)(?: me)? (.+)"),
@@ -30,3 +31,18 @@ def shared_ending(prompts: Sequence[str]) -> str:
     """What stands behind the last comma of all prompts; "" where they differ, have no comma, or there are none."""
     endings = {text.rpartition(", ")[2] if ", " in text else "" for text in prompts}
     return endings.pop() if len(endings) == 1 else ""
+
+
+def with_ending(text: str, examples: Sequence[str]) -> str:
+    """A prompt worded like examples: with the ending that all of them share, if it is not in the text yet."""
+    ending = shared_ending(examples)
+    return text if not ending or ending in text else f"{text}, {ending}"
+
+
+def by_tags(tags: Mapping[str, Sequence[str]], default: str = "general") -> dict[str, dict[str, list[str]]]:
+    """subject -> style -> names of what has these two as its first tags; `default` where it has fewer."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, own in tags.items():
+        subject, style = [*own, default, default][:2]
+        found.setdefault(subject, {}).setdefault(style, []).append(name)
+    return found

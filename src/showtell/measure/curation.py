@@ -28,6 +28,15 @@ def auc(values: np.ndarray, good: np.ndarray) -> np.ndarray:
     return (one > other).mean((0, 1)) + (one == other).mean((0, 1)) / 2
 
 
+def separating(high: Iterable[float], low: Iterable[float]) -> float:
+    """The threshold that the largest shares of the high scores reach and of the low ones miss, summed (Youden)."""
+    above, below = np.array([*high]), np.array([*low])
+    values = np.unique([*above, *below])
+    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
+    told = [(above >= cut).mean() + (below < cut).mean() for cut in cuts]
+    return float(cuts[int(np.argmax(told))])
+
+
 def distinct(vectors: np.ndarray, quality: np.ndarray, alike: float = 0.97) -> list[int]:
     """Rows of unit vectors (n, d) without near duplicates: of each cluster the one of best quality stays."""
     kept: list[int] = []

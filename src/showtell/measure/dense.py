@@ -1,7 +1,9 @@
-"""What a CLIP model sees where in a picture."""
+"""What a CLIP model sees where in a picture, and how well it finds what a prompt names."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from showtell.errors import ShowtellError
+from showtell.language import Split
 from showtell.pictures import to_pil
 
 
@@ -34,3 +37,33 @@ def dense(clip: Any, images: Any) -> tuple[Tensor, Tensor]:
     side = round(patches.shape[1] ** 0.5)
     whole = clip.model.visual_projection(seen.pooler_output)
     return F.normalize(whole.float(), dim=-1), F.normalize(patches.float(), dim=-1).unflatten(1, (side, side))
+
+
+@dataclass(frozen=True)
+class Found:
+    """A phrase of a prompt in a picture. noun, score: in [0, 1], of its noun and of all of it. where: the noun's map,
+    cosines (rows, columns)."""
+
+    phrase: str
+    noun: float
+    score: float
+    where: Tensor
+
+
+def alignment(clip: Any, images: Any, splits: Sequence[Split], sharpness: float = 10.0) -> list[list[Found]]:
+    """How well each picture shows each phrase of its prompt, and where (G-Refine, arXiv 2404.18343).
+
+    A score is sigmoid(sharpness cos) of the picture and the phrase without what the empty text has; where a phrase is
+    its noun says. splits: the prompts, taken apart by `language.load().split`.
+    """
+    whole, patches = dense(clip, images)
+    empty = clip.embed(texts=[""]).to(whole)[0]
+    found = []
+    for one, cells, split in zip(whole, patches, splits, strict=True):
+        texts = [text for entity in split.entities for text in (entity.head.text, entity.phrase.text)]
+        told = clip.embed(texts=texts).to(whole) - empty if texts else whole[:0]
+        scores = torch.sigmoid(sharpness * told @ one).tolist()
+        maps = (cells @ told.T).movedim(-1, 0)
+        names = [entity.phrase.text for entity in split.entities]
+        found.append([Found(n, scores[2 * k], scores[2 * k + 1], maps[2 * k]) for k, n in enumerate(names)])
+    return found

@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -194,6 +194,24 @@ class Lab:
             tensors = _state_dict(make(seed) if _takes_seed(make) else make())
         checkpoint.save(folder, tensors, {"key": named, "weights": self.weights})
         return tensors
+
+    def network(
+        self, key: str, blank: Callable[[int], Any], learn: Callable[[Any, int], Any], seed: int = 0, **more: Any
+    ) -> Any:
+        """The network blank(seed) as learn(network, seed) trains it in place, in eval mode; kept as by `trained`.
+
+        learn: a function of the paper's file, on whose code what is kept depends. more: as for `trained`.
+        """
+
+        @wraps(learn)  # whose code decides, not this file's
+        def make(seed: int) -> Any:
+            model = blank(seed)
+            learn(model, seed)
+            return model
+
+        made = blank(seed)
+        made.load_state_dict(self.trained(key, make, seed, **more))
+        return made.eval()
 
     def _owner(self, make: Callable[..., Any]) -> tuple[str, str]:
         """(whose the result is, hash of the code that makes it)."""

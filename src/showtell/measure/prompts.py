@@ -311,6 +311,14 @@ class PromptSet:
             raise ShowtellError(f"{len(found)} {what} for {len(self)} prompts; give one per prompt")
 
 
+def together(sets: Sequence[PromptSet]) -> PromptSet:
+    """Several sets of one seed and split as one, in their order. Raises ShowtellError for none, or unlike ones."""
+    if len({(one.seed, one.split) for one in sets}) != 1:
+        raise ShowtellError("sets of prompts to be put together are of one seed and one split")
+    prompts = tuple(prompt for one in sets for prompt in one.prompts)
+    return PromptSet(" and ".join(one.name for one in sets), sets[0].seed, sets[0].split, prompts)
+
+
 # --- drawing a set ---------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,6 +43,25 @@ def nearest(boxes: Sequence[Box], size: int = 64) -> torch.Tensor:
         return torch.hypot(x[None], y[:, None]) + 1e-3 * inside
 
     return torch.stack([away(box) for box in boxes]).argmin(dim=0)
+
+
+def numbered(boxes: Sequence[Mapping[str, Box]]) -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    """(all phrases, sorted; boxes (n, m, 4), the whole picture where a sample has fewer than m; the number of each
+    box's phrase, (n, m), -1 where there is none) of each sample's phrase -> box."""
+    names, most = sorted({name for one in boxes for name in one}), max(1, *map(len, boxes))
+    where, label = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(boxes), most, 1), torch.full((len(boxes), most), -1)
+    for row, one in enumerate(boxes):
+        for k, (name, box) in enumerate(one.items()):
+            where[row, k], label[row, k] = torch.tensor(box), names.index(name)
+    return names, where, label
+
+
+def of_others(boxes: Sequence[Any]) -> list[Any]:
+    """For each prompt the boxes of the next one that has as many, going round; its own where no other has. A control:
+    layouts as good as the right ones, that say nothing of their prompt."""
+    order = range(len(boxes))
+    turned = [[*order[i + 1 :], *order[: i + 1]] for i in order]
+    return [boxes[next(j for j in turned[i] if len(boxes[j]) == len(boxes[i]))] for i in order]
 
 
 def boxes_of(layout: Layout, chosen: Sequence[bool] | None = None) -> dict[str, list[Box]]:

@@ -100,13 +100,11 @@ def falling(size: float) -> Callable[[float], float]:
 
 def excite(*phrases: str) -> Loss:
     """The loss of Attend-and-Excite (arXiv 2301.13826, eq. 2): one minus the strongest attention to the most neglected
-    phrase, smoothed by a 3x3 mean, softmaxed over the words but the first token.
+    phrase, on maps compared `among_words` but the first token.
     """
 
     def loss(run: Run, maps: list[TokenMaps]) -> torch.Tensor:
-        attention = among_words(averaged(maps))
-        smooth = torch.nn.functional.avg_pool2d(attention, 3, stride=1, padding=1, count_include_pad=False)
-        peaks = smooth.flatten(2).amax(dim=2)
+        peaks = among_words(averaged(maps)).flatten(2).amax(dim=2)
         rows = []
         for row, prompt in enumerate(run.prompts):
             columns = [list(positions_of(run, prompt, phrase)) for phrase in phrases]

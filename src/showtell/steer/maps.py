@@ -82,10 +82,10 @@ def near(run: Any, place: Place, side: int = 16) -> bool:
 
 def among_words(maps: torch.Tensor, first: int = 1, last: int | None = None, sharpness: float = 100.0) -> torch.Tensor:
     """What each place attends to most: maps (n, text tokens, height, width) of which tokens `first` to `last` (as in a
-    slice; 1 leaves the start token out) became a softmax of `sharpness` times their attention (Attend-and-Excite, arXiv
-    2301.13826, section 3.2). The other tokens' maps stay as they are."""
+    slice; 1 leaves the start token out) became a softmax of `sharpness` times their attention, all of them `smoothed`
+    (Attend-and-Excite, arXiv 2301.13826, section 3.2)."""
     compared = (sharpness * maps[:, first:last]).softmax(dim=1)
-    return torch.cat([maps[:, :first], compared, maps[:, first + compared.shape[1] :]], dim=1)
+    return smoothed(torch.cat([maps[:, :first], compared, maps[:, first + compared.shape[1] :]], dim=1))
 
 
 def smoothed(maps: torch.Tensor, sigma: float = 0.5, size: int = 3) -> torch.Tensor:

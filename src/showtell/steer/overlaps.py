@@ -26,6 +26,13 @@ def pairwise_overlap(maps: torch.Tensor) -> torch.Tensor:
     return torch.minimum(maps[a], maps[b]).sum(dim=(1, 2)) / both.clamp(min=1e-12)
 
 
+def overlapping(masks: torch.Tensor, tolerated: float) -> bool:
+    """Whether two of the masks, bool (k, height, width), have an intersection over union above `tolerated`."""
+    a, b = torch.triu_indices(len(masks), len(masks), 1, device=masks.device)
+    common, both = (masks[a] & masks[b]).sum(dim=(1, 2)), (masks[a] | masks[b]).sum(dim=(1, 2))
+    return bool((common > tolerated * both).any())
+
+
 def translated(maps: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
     """Maps (n, k, height, width) moved by (n, 2), x and y in fractions of the sides; bilinear, zeros come in."""
     moves = torch.eye(2, 3, device=maps.device).repeat(len(maps), 1, 1)

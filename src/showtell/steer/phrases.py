@@ -57,6 +57,20 @@ def phrases(words: Words) -> list[Phrase]:
     return [phrase for phrase in found if phrase.noun.text.lower() not in _IMAGE]
 
 
+def noun_chunks(words: Words) -> list[tuple[str, tuple[int, ...]]]:
+    """The things of `phrases`, each with the article before it, if any: text, and the positions of its tokens."""
+    before = {word.start: last for last, word in zip(words, list(words)[1:])}
+    found = []
+    for phrase in phrases(words):
+        first = min((*phrase.modifiers, phrase.noun), key=lambda word: word.start)
+        article = before.get(first.start)
+        if article and article.text.lower() in ("a", "an", "the"):
+            found.append((words.prompt[article.start : phrase.noun.stop], (*article.positions, *phrase.positions)))
+        else:
+            found.append((phrase.text, phrase.positions))
+    return found
+
+
 def _groups(words: Iterable[Word], prompt: str) -> list[list[Word]]:
     """Runs of neighbouring words that are neither function words nor verbs."""
     groups: list[list[Word]] = [[]]
@@ -106,6 +120,16 @@ def membership(groups: Sequence[Sequence[Sequence[int]]], length: int) -> torch.
         for k, positions in enumerate(each):
             members[row, k, list(positions)] = True
     return members
+
+
+def nouns_and_modifiers(things: Sequence[Sequence[Thing]], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `membership` of each thing's noun, and that of all of its modifiers, bool (n, most things, length) each.
+
+    things: of each sample, such as `things_of` finds.
+    """
+    nouns = [[noun for noun, _ in each] for each in things]
+    modifiers = [[[at for word in words for at in word] for _, words in each] for each in things]
+    return membership(nouns, length), membership(modifiers, length)
 
 
 def at_site(members: torch.Tensor, site: Any) -> torch.Tensor:

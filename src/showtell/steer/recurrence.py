@@ -1,8 +1,10 @@
-"""Steps taken more than once: going back with new noise (time travel, self-recurrence), and going ahead for a look."""
+"""Steps taken more than once: going back with new noise (time travel, self-recurrence) or to the start, and going ahead
+for a look."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -52,3 +54,19 @@ def ahead(run: Any, latents: Tensor, steps: int) -> None:
         run.scheduler, run.step = scheduler, 0
         for generator, before in zip(generators, drawn, strict=True):
             generator.set_state(before)
+
+
+def repeated(run: Any, latents: Tensor, scheduler: Any, before: Callable[[Any, Tensor], Tensor | None]) -> Tensor:
+    """From the first latents to the current step once more; the latents there. For `before` hooks (arXiv 2411.18301).
+
+    before: what changes latents before each prediction. scheduler: a copy of the run's from before its first step. All
+    samples have to pass, so that schedulers which remember steps have one history.
+    """
+    stop, run.scheduler = run.step, scheduler
+    for step in range(stop):
+        run.step = run._level = step
+        changed = before(run, latents)
+        latents = latents if changed is None else changed
+        latents = run.adapter.advance(run, run.predict(latents), latents)
+    run.step = run._level = stop
+    return latents

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..bridges.base import Run, spread
+from ..bridges.base import Run
 from ..bridges.layout import Place
 from .gradients import AttentionGradient
-from .maps import among_words, near, smoothed
-from .regions import Box, cells, positions_of
+from .maps import among_words, near
+from .regions import Box, cells, grounded
 
 Boxes = Mapping[str, Sequence[Box]]
 """Phrase of the prompt -> a box for each thing that it names."""
@@ -69,11 +69,7 @@ class Refocus(AttentionGradient):
         self.boxes, self.sharpness = boxes, sharpness
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
-        given = spread(self.boxes, len(run.prompts), "boxes")
-        run.state(self).groups = [
-            [(at, boxes) for phrase, boxes in one.items() if (at := positions_of(run, prompt, phrase))]
-            for prompt, one in zip(run.prompts, given, strict=True)
-        ]
+        run.state(self).groups = grounded(run, self.boxes)
 
     def wants(self, run: Run, place: Place) -> bool:
         return getattr(run.state(self), "maps", None) is not None and place.fold == 1 and near(run, place)
@@ -87,7 +83,7 @@ class Refocus(AttentionGradient):
     def losses(self, run: Run, maps: Any) -> torch.Tensor:
         grid, cross = maps[0][1], [one for part, _, one in maps if part == "cross"]
         words = torch.stack(cross).mean(dim=0).transpose(1, 2).unflatten(-1, grid)
-        words = smoothed(among_words(words, sharpness=self.sharpness))
+        words = among_words(words, sharpness=self.sharpness)
         rows = []
         for row, group in enumerate(run.state(self).groups):
             masks = [torch.stack([cells(box, grid) for box in boxes]).to(words.device) for _, boxes in group]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..bridges.base import Run, Technique
+from ..bridges.base import Run, Technique, spread
 from ..errors import ShowtellError
 from ..world.language.english import without_article
 from .companions import texts_of
@@ -45,6 +45,18 @@ def cells(region: Box | torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     """
     cover = mask_on(region, grid)
     return (cover >= cover.max().clamp(max=0.5)) & (cover > 0)
+
+
+def owned(regions: Sequence[Sequence[Box | torch.Tensor]], grid: Sequence[int]) -> torch.Tensor:
+    """Which image tokens belong to each region of each sample, bool (n, most regions of a sample, tokens); see `cells`.
+
+    Regions that a sample lacks own nothing. `phrases.membership` says the same of text tokens.
+    """
+    found = torch.zeros(len(regions), max(1, *map(len, regions)), *grid, dtype=torch.bool)
+    for row, each in enumerate(regions):
+        for k, region in enumerate(each):
+            found[row, k] = cells(region, grid)
+    return found.flatten(2)
 
 
 def named_boxes(phrases: Sequence[str], boxes: Any) -> dict[str, Box]:
@@ -181,6 +193,19 @@ def positions_of(run: Run, prompt: str, phrase: str, occurrence: int | None = No
     if phrase not in words:
         return []
     return list(words[phrase] if occurrence is None else words.find(phrase, occurrence))
+
+
+def grounded(run: Run, boxes: Any) -> list[list[tuple[list[int], Any]]]:
+    """What the prompt of each sample names: (text tokens, box). What a prompt lacks is left out.
+
+    boxes: phrase -> box, or whatever else there is for it, the same for all samples or a list of one mapping each.
+    Raises ShowtellError for another number of mappings than of samples.
+    """
+    each = zip(run.prompts, spread(boxes, len(run.prompts), "boxes"), strict=True)
+    return [
+        [(at, box) for phrase, box in named.items() if (at := positions_of(run, prompt, phrase))]
+        for prompt, named in each
+    ]
 
 
 def words_of(run: Run, prompt: str) -> Any:

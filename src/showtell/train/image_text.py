@@ -16,6 +16,27 @@ from showtell.bridges.base import Text
 from showtell.errors import ShowtellError
 
 
+def with_two_encoders(bridge: Any) -> Any:
+    """The model of a bridge that reads pictures by an encoder of its own and writes them as tokens: Janus's, or an
+    `ImageTextLM` with an `eye`. Raises ShowtellError for other bridges.
+    """
+    model: Any = getattr(getattr(bridge, "decoder", None), "model", None)
+    if getattr(model, "eye", None) is None and not hasattr(getattr(model, "model", None), "generation_head"):
+        raise ShowtellError(f"{bridge.name} does not read pictures by an encoder of its own; take Janus.")
+    return model
+
+
+@torch.no_grad()
+def read_features(model: Any, pixels: Tensor) -> Tensor:
+    """What the encoder that reads makes of pictures, as the language model takes it: (n, places, d).
+
+    model: of `with_two_encoders`. pixels: pixel_values, as the bridge's processor makes them.
+    """
+    if hasattr(model, "eye"):
+        return model.read(pixels)
+    return model.model.get_image_features(pixels, return_dict=True).pooler_output
+
+
 def reading_loss(bridge: Any, images: Any, questions: Sequence[str], answers: Sequence[str]) -> Tensor:
     """Cross entropy per token of answers to questions about pictures; the encoder that reads learns as far as its
     parameters ask for gradients."""

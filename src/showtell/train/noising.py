@@ -104,6 +104,15 @@ class Noising:
         sigma = shares.view(-1, *[1] * (clean.ndim - 1))
         return Noised((1 - sigma) * clean + sigma * noise, clean, noise, 1 - sigma, sigma, 1000 * sigma.flatten())
 
+    def at_level(self, clean: Tensor, noise: Tensor, level: int) -> Noised:
+        """Clean latents at a level of 1000; of flow models the levels are shares of the noise, moved by the
+        scheduler's shift."""
+        if not self.flow:
+            return self.at(clean, noise, torch.full((len(clean),), level, device=clean.device))
+        config = self.scheduler.config
+        shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0)
+        return self.at_share(clean, noise, shift * level / (1000 + (shift - 1) * level))
+
     def level(self, times: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma), (n,) each, at timesteps of the scheduler."""
         products = self.scheduler.alphas_cumprod.to(times.device)
@@ -136,6 +145,14 @@ class Noising:
         if self.kind == "v_prediction":
             return at.alpha * at.latents - at.sigma * predicted
         return (at.latents - at.sigma * predicted) / at.alpha
+
+    def noise_errors(self, predicted: Tensor, at: Noised) -> Tensor:
+        """The mean squared error, (n,), of the noise that a prediction implies; of flow models that of the velocity."""
+        if self.flow:
+            missed = predicted - self.target(at)
+        else:
+            missed = at.alpha / at.sigma * (self.clean(predicted, at) - at.clean)
+        return missed.flatten(1).square().mean(dim=1)
 
     def loss(self, at: Noised, text: Text, **more: Any) -> Tensor:
         """The mean squared error of the prediction."""

@@ -1,12 +1,16 @@
-"""What a frozen vision-language model tells a diffusion model: its states at learnt queries."""
+"""What a frozen vision-language model tells a diffusion model: its states at learnt queries; the loss on being told."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from showtell.train.noising import Noising
+from showtell.train.samples import latents_of
 
 
 class Queries(nn.Module):
@@ -37,3 +41,15 @@ class Queries(nn.Module):
         mask = F.pad(inputs["attention_mask"], (0, len(self.queries)), value=1)
         states = model.model.language_model(inputs_embeds=torch.cat([told, queries], dim=1), attention_mask=mask)
         return self.connector(states.last_hidden_state[:, -len(self.queries) :])
+
+
+def told_loss(noising: Noising, told: Tensor, images: Any, generator: torch.Generator | None = None) -> Tensor:
+    """The denoiser's own loss on pictures that it is told of by `Queries` (n, count, channels) instead of by captions.
+
+    A prompt's other parts (a pooled embedding) are those of the empty prompt. As OpenUni is trained (arXiv 2505.23661)
+    and aligned by reconstruction (arXiv 2509.07295).
+    """
+    text = noising.text([""] * len(told))
+    ones = None if text.mask is None else text.mask.new_ones(told.shape[:2])
+    given = replace(text, tokens=told.to(text.tokens.dtype), mask=ones)
+    return noising.loss(noising.noised(latents_of(noising.bridge, list(images)), generator), given)

@@ -27,13 +27,13 @@ from typing import Any
 
 import torch
 
-from showtell.bridges.base import Run, Technique, spread
+from showtell.bridges.base import Run, Technique
 from showtell.bridges.layout import Place
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.gradients import AttentionGradient
 from showtell.steer.maps import near
 from showtell.steer.phrases import at_site, membership
-from showtell.steer.regions import Box, apart, cells, named_boxes, positions_of
+from showtell.steer.regions import Box, apart, grounded, named_boxes, owned
 from showtell.steer.segment import subject_masks
 
 Boxes = Mapping[str, Box]
@@ -65,17 +65,10 @@ class BoundedAttention(AttentionGradient):
     """
 
     def __init__(
-        self,
-        boxes: Boxes | Sequence[Boxes],
-        sizes: tuple[float, float] = (18.0, 5.0),
-        iterations: int = 5,
-        until: float = 0.3,
-        enough: float = 0.2,
-        weights: tuple[float, float] = (1.5, 0.5),
-        bound: Sequence[str] = PARTS,
-        per_subject: int = 3,
-        refresh: int = 5,
-    ) -> None:
+        self, boxes: Boxes | Sequence[Boxes], sizes: tuple[float, float] = (18.0, 5.0), iterations: int = 5,
+        until: float = 0.3, enough: float = 0.2, weights: tuple[float, float] = (1.5, 0.5),
+        bound: Sequence[str] = PARTS, per_subject: int = 3, refresh: int = 5,
+    ) -> None:  # fmt: skip
         def size(progress: float) -> float:
             return sizes[0] + (sizes[1] - sizes[0]) * progress / until
 
@@ -84,27 +77,19 @@ class BoundedAttention(AttentionGradient):
         self.per_subject, self.refresh = per_subject, refresh
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
-        state, given = run.state(self), spread(self.boxes, len(run.prompts), "boxes")
-        found = [
-            [(positions, box) for phrase, box in one.items() if (positions := positions_of(run, prompt, phrase))]
-            for prompt, one in zip(run.prompts, given, strict=True)
-        ]
+        state, found = run.state(self), grounded(run, self.boxes)
         state.boxes = state.regions = [[box for _, box in one] for one in found]
-        state.counts = torch.tensor([len(one) for one in found], device=latents.device)
-        state.there = torch.arange(max(1, *map(len, found)), device=latents.device) < state.counts[:, None]
         named = [[positions for positions, _ in one] for one in found]
         state.words = membership(named, run.text.tokens.shape[1]).to(latents.device)
+        state.there = state.words.any(dim=-1)
+        state.counts = state.there.sum(dim=1)
         state.cells, state.looks, state.seen, state.renew = {}, 0, 0.0, 0
 
     def pixels(self, run: Run, grid: Sequence[int]) -> torch.Tensor:
         """Which image tokens each subject owns, bool (n, subjects, tokens); all False for subjects a sample lacks."""
         state = run.state(self)
         if grid not in state.cells:
-            owned = torch.zeros(*state.words.shape[:2], *grid, dtype=torch.bool, device=state.words.device)
-            for row, regions in enumerate(state.regions):
-                for k, region in enumerate(regions):
-                    owned[row, k] = cells(region, grid)
-            state.cells[grid] = owned.flatten(2)
+            state.cells[grid] = owned(state.regions, grid).to(state.words.device)
         return state.cells[grid]
 
     def wants(self, run: Run, place: Place) -> bool:

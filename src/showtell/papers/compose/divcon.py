@@ -29,7 +29,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from PIL import Image
 
 from showtell import language
 from showtell.errors import ShowtellError
@@ -37,17 +36,20 @@ from showtell.language.facts import Facts, wrong
 from showtell.language.results import Box, Layout, Placed
 from showtell.language.rules import Rules, tasked
 from showtell.measure.experiment import Comparison, Lab
-from showtell.measure.scores import read
+from showtell.measure.verifying import first_judge_only, shown
 from showtell.steer.blend import RecordLatents, RepaintLatents
 from showtell.steer.boxes import boxes_of, cut, grown
 from showtell.steer.maps import smoothed
 from showtell.steer.refocusing import Refocus
 from showtell.steer.regions import cells
 from showtell.steer.selection import best_of
-from showtell.world import Scene
 
 Hard = list[list[bool]]
 """For every sample, whether each object of its layout has to be made again."""
+Round = tuple[list[Any], list[torch.Tensor]]
+"""Images, and the latents of every step."""
+Score = Callable[[list[Any], list[str]], Any]
+"""Crops and what they should show -> numbers."""
 
 EXAMPLE = """
 import showtell
@@ -60,10 +62,8 @@ score = lambda crops, texts: (clip.embed(crops) * clip.embed(texts=["a photo of 
 [image] = divcon(bridge, prompts, layouts, score, seed=0)
 """
 
-REASON = (
-    "List the things that the prompt names: their words in it, one of them alone, how many; and left of, right of, \
-above or below between two of them, as [number of the first, relation, number of the second], counted from 0."
-)
+REASON = "List the things that the prompt names: their words in it, one of them alone, how many; and left of, right \
+of, above or below between two of them, as [number of the first, relation, number of the second], counted from 0."
 DRAW = "Draw a box [left, top, right, bottom] in fractions of the picture for every single thing, a list of boxes for \
 each entry of objects, in their order. Keep to the counts and the relations; boxes do not overlap."
 
@@ -111,53 +111,40 @@ def crops(image: Any, layout: Layout) -> list[Any]:
     return [cut(image, grown(one.box, MARGIN)) for one in layout.placed]
 
 
-def free(layout: Layout, hard: Sequence[bool], size: int = 64, growth: float = GROWTH) -> torch.Tensor:
+def failed(images: Sequence[Any], layouts: Sequence[Layout], score: Score, threshold: float) -> Hard:
+    """Which objects of each image score less than the threshold."""
+    pairs = zip(images, layouts, strict=True)
+    marks = [score(crops(image, layout), [one.prompt for one in layout.placed]) for image, layout in pairs]
+    return [[float(mark) < threshold for mark in row] for row in marks]
+
+
+def free(layout: Layout, hard: Sequence[bool], size: int = 64) -> torch.Tensor:
     """1 where the second round may draw, (size, size): all but the boxes of what is good, softly."""
-    areas = [cells(grown(one.box, growth), (size, size)) for one in layout.placed]
-    kept = torch.zeros(size, size)
-    for area, again in zip(areas, hard, strict=True):
-        if not again:
-            kept[area] = 1
-    kept = smoothed(kept[None, None], 2.0)[0, 0]
-    for area, again in zip(areas, hard, strict=True):
-        if again:
-            kept[area] = 0
+    areas = torch.stack([cells(grown(one.box, GROWTH), (size, size)) for one in layout.placed])
+    again = torch.tensor(list(hard))
+    kept = smoothed(areas[~again].any(dim=0).float()[None, None], 2.0)[0, 0]
+    kept[areas[again].any(dim=0)] = 0
     return 1 - kept / kept.max().clamp(min=1e-12)
 
 
-def first_round(
-    bridge: Any,
-    prompts: Sequence[str],
-    layouts: Sequence[Layout],
-    seed: int = 0,
-    refocus: Callable[[Any], Refocus] = Refocus,
-    **more: Any,
-) -> tuple[list[Any], list[torch.Tensor]]:
-    """(images, latents of every step): all objects at once. refocus: boxes -> what draws attention to them."""
+def first_round(bridge: Any, prompts: Sequence[str], layouts: Sequence[Layout], seed: int = 0, **more: Any) -> Round:
+    """All objects at once. more: keywords of `bridge.generate`."""
     kept: list[torch.Tensor] = []
-    using = [refocus([boxes_of(one) for one in layouts]), RecordLatents(kept)]
+    using = [Refocus([boxes_of(one) for one in layouts]), RecordLatents(kept)]
     return bridge.generate(list(prompts), using=using, seed=seed, **more), kept
 
 
 def second_round(
-    bridge: Any,
-    prompts: Sequence[str],
-    layouts: Sequence[Layout],
-    made: tuple[list[Any], list[torch.Tensor]],
-    hard: Hard,
-    seed: int = 0,
-    growth: float = GROWTH,
-    refocus: Callable[[Any], Refocus] = Refocus,
-    **more: Any,
+    bridge: Any, prompts: Sequence[str], layouts: Sequence[Layout], made: Round, hard: Hard, seed: int = 0, **more: Any
 ) -> list[Any]:
-    """The hard objects again; images of which all or none are hard stay. growth: of boxes, in sides of the image."""
+    """The hard objects again; images of which all or none are hard stay."""
     images, kept = list(made[0]), made[1]
     rows = [i for i, one in enumerate(hard) if any(one) and not all(one)]
     if not rows:
         return images
-    masks: list[Any] = [free(layouts[i], hard[i], growth=growth) for i in rows]
-    again = [boxes_of(layouts[i], hard[i]) for i in rows]
-    using = [refocus(again), RepaintLatents([step[rows] for step in kept], masks, until=0.85)]
+    masks: list[Any] = [free(layouts[i], hard[i]) for i in rows]
+    again = Refocus([boxes_of(layouts[i], hard[i]) for i in rows])
+    using = [again, RepaintLatents([step[rows] for step in kept], masks, until=0.85)]
     seeds = [1000 * (seed + 1) + i for i in rows]
     changed = bridge.generate([prompts[i] for i in rows], using=using, seed=seeds, **more)
     for i, image in zip(rows, changed, strict=True):
@@ -166,34 +153,12 @@ def second_round(
 
 
 def divcon(
-    bridge: Any,
-    prompts: Sequence[str],
-    layouts: Sequence[Layout],
-    score: Callable[[list[Any], list[str]], Any],
-    threshold: float = 0.25,
-    seed: int = 0,
-    **more: Any,
-) -> list[Any]:
-    """Images of prompts in two rounds. score: crops and what they should show -> numbers; below `threshold` is hard."""
+    bridge: Any, prompts: Sequence[str], layouts: Sequence[Layout], score: Score, threshold: float = 0.25,
+    seed: int = 0, **more: Any,
+) -> list[Any]:  # fmt: skip
+    """Images of prompts in two rounds. An object whose crop scores below the threshold is hard."""
     made = first_round(bridge, prompts, layouts, seed, **more)
     return second_round(bridge, prompts, layouts, made, failed(made[0], layouts, score, threshold), seed, **more)
-
-
-def failed(images: Sequence[Any], layouts: Sequence[Layout], score: Any, threshold: float) -> Hard:
-    pairs = zip(images, layouts, strict=True)
-    marks = [score(crops(image, layout), [one.prompt for one in layout.placed]) for image, layout in pairs]
-    return [[float(mark) < threshold for mark in row] for row in marks]
-
-
-def shown(pictures: Sequence[Any], things: Sequence[str], judge: str = "second") -> list[float]:
-    """1 where the judge sees such a thing in the crop, else 0."""
-    pages = []
-    for picture in pictures:  # a crop that filled the page would show a thing larger than any that the judge knows
-        pages.append(Image.new("RGB", (64, 64), "white"))
-        pages[-1].paste(picture, ((64 - picture.width) // 2, (64 - picture.height) // 2))
-    seen = [[(one.shape, one.colour) for one in scene.objects] for scene in read(pages, judge)]
-    wanted = [Scene.parse(thing).objects[0] for thing in things]
-    return [float((one.shape, one.colour) in found) for one, found in zip(wanted, seen, strict=True)]
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -201,7 +166,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     texts, layouts = prompts.texts, [plan(text) for text in prompts.texts]
 
     @cache
-    def first(seed: int) -> Any:
+    def first(seed: int) -> Round:
         return first_round(bridge, texts, layouts, seed)
 
     def two_rounds(seed: int, shuffled: bool = False) -> list[Any]:
@@ -210,18 +175,16 @@ def experiment(lab: Lab) -> list[Comparison]:
             hard = [random.Random(f"{seed}/{i}").sample(one, len(one)) for i, one in enumerate(hard)]
         return second_round(bridge, texts, layouts, first(seed), hard, seed)
 
-    def right(images: Any) -> Any:
-        return [len(one) - sum(one) for one in failed(images, layouts, shown, 0.5)]
+    def best_of_two(seed: int) -> list[Any]:
+        drawn = [first(seed)[0], first_round(bridge, texts, layouts, seed + 500)[0]]
+        return best_of(drawn, lambda images: [-sum(one) for one in failed(images, layouts, shown, 0.5)])
 
     arms = {
         "two rounds": two_rounds,
         "one round": lambda seed: first(seed)[0],
-        "best of two": lambda seed: best_of(
-            [first(seed)[0], first_round(bridge, texts, layouts, seed + 500)[0]], right
-        ),
+        "best of two": best_of_two,
         "random objects": lambda seed: two_rounds(seed, True),
     }
+    metrics = map(first_judge_only, (prompts.complete, prompts.count, prompts.relations))  # the second one chose
     expect = "two rounds > one round, two rounds > best of two"
-    return lab.compare_by(
-        (prompts.complete, prompts.count, prompts.relations), arms, expect=expect, control="random objects"
-    )
+    return lab.compare_by(metrics, arms, expect=expect, control="random objects")

@@ -7,11 +7,9 @@ they stop flooding the others' places. In generation the phrases that the prompt
 weighted up, anew at every step.
 
 Faithful: losses at the levels 1, 51, ..., 951 of 1000, the same noise for all classes; min-max over the classes of an
-image, an exponent of 3 to that power; attention at the levels 20, 40, ..., 200, averaged over heads, and over layers by
-a Gaussian of 3 layers around the middle; maps refined by the product of two means of the self-attention of the largest
-grid (all layers, those of the decoder; in joint attention all and all). Generation: weights of 1.2 to the same power,
-rounded to 1/100, of the difference between the predictions for the prompt and for each phrase; weights around the empty
-prompt's states, guided as usual.
+image, an exponent of 3 to that power; attention at the levels 20, 40, ..., 200, combined by `steer.depths`. Generation:
+weights of 1.2 to the same power, rounded to 1/100, of the difference between the predictions for the prompt and for
+each phrase; weights around the empty prompt's states, guided as usual.
 Ours: all images share one draw of noise, so that batches give what single images do; of flow models the levels are
 shares of the noise, moved by the scheduler's shift. Phrases, with their articles, are found by `steer.phrases` instead
 of spaCy.
@@ -29,23 +27,22 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from showtell.bridges.base import Run, Technique, as_list
-from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import BARE
+from showtell.measure.segmentation import best_threshold, segmented
 from showtell.steer.embeddings import WordWeights, null_tokens, weighted
-from showtell.steer.phrases import membership, phrases
+from showtell.steer.phrases import membership, noun_chunks
 from showtell.steer.regions import words_of
 from showtell.steer.segment import normalised
-from showtell.train.noising import Noised, Noising
+from showtell.train.explained import attention_at, level_noise, text_errors
+from showtell.train.noising import Noising
 from showtell.train.samples import drawn
-from showtell.world.draw import masks, topmost
+from showtell.world import Scene
 from showtell.world.language.english import indefinite
 from showtell.world.sampling import sample
 
@@ -93,62 +90,6 @@ class Evidence:
         return normalised((sharp.flatten(1) @ self.attention.T).view_as(sharp))
 
 
-class Collected(Technique):
-    """Adds up what every layer attends to: words, (n, tokens, *grid), and, on the largest grid, places."""
-
-    def start(self, run: Run, latents: Tensor) -> None:
-        run.state(self).words, run.state(self).places = {}, {}
-
-    def wants(self, run: Run, place: Place) -> bool:
-        return place.fold == 1 and (place.text is not None or self.largest(run, place))
-
-    def largest(self, run: Any, place: Place) -> bool:
-        return place.image_keys is not None and max(place.grid) == max(max(grid) for grid in run.grids)
-
-    def attention(self, run: Run, site: Any) -> None:
-        state, maps = run.state(self), site.probabilities("text", "image").float().mean(dim=1)
-        if site.text is not None:
-            words = maps[..., site.text].transpose(1, 2).unflatten(2, site.grid)
-            state.words[site.depth] = state.words.get(site.depth, 0) + words
-        if self.largest(run, site.place):
-            state.places[site.depth] = state.places.get(site.depth, 0) + maps[..., site.image_keys]
-
-
-def combined(words: dict[int, Tensor], places: dict[int, Tensor], spread: float = 3.0) -> tuple[Tensor, Tensor]:
-    """(maps (n, tokens, height, width), attention (n, places, places)) of what `Collected` has found by depth.
-
-    Maps are weighted by a Gaussian of `spread` layers around the layers of the smallest grid.
-    """
-    depths, grid = sorted(words), max((one.shape[-2:] for one in words.values()), key=max)
-    smallest = min(max(one.shape[-2:]) for one in words.values())
-    middle = [i for i, depth in enumerate(depths) if max(words[depth].shape[-2:]) == smallest]
-    offsets = torch.arange(len(depths)) - sum(middle) / len(middle)
-    bell = torch.exp(-(offsets**2) / (2 * spread**2))
-    resized = [F.interpolate(words[depth], tuple(grid), mode="bilinear") for depth in depths]
-    maps = sum(share * one for share, one in zip((bell / bell.sum()).tolist(), resized, strict=True))
-    later = [one for depth, one in places.items() if depth > depths[middle[-1]]] or list(places.values())
-    means = [torch.stack(some).mean(dim=0) for some in (list(places.values()), later)]
-    return maps, means[1] @ means[0]  # type: ignore[return-value]
-
-
-def at_level(noising: Noising, clean: Tensor, noise: Tensor, level: int) -> Noised:
-    """Clean latents at a level of 1000."""
-    if not noising.flow:
-        return noising.at(clean, noise, torch.full((len(clean),), level, device=clean.device))
-    shift = 1.0 if noising.scheduler.config.get("use_dynamic_shifting") else noising.scheduler.config.get("shift", 1.0)
-    return noising.at_share(clean, noise, shift * level / (1000 + (shift - 1) * level))
-
-
-def errors(noising: Noising, at: Noised, predicted: Tensor) -> Tensor:
-    """The mean squared error, (n,), of the noise that a prediction implies; of flow models that of the velocity."""
-    if noising.flow:
-        missed = predicted - noising.target(at)
-    else:
-        missed = at.alpha / at.sigma * (noising.clean(predicted, at) - at.clean)
-    return missed.flatten(1).square().mean(dim=1)
-
-
-@torch.no_grad()
 def evidence(
     bridge: Any, images: Any, classes: Sequence[Sequence[str]], texts: Callable[[Sequence[str]], str] = photo_of,
     levels: Sequence[int] = ELBO_LEVELS, map_levels: Sequence[int] = MAP_LEVELS, seed: int = 0, **options: Any,
@@ -158,55 +99,22 @@ def evidence(
     texts: the prompt of some classes, which must hold their names. options: further ones of `Noising`.
     Raises ShowtellError where an image has no classes or a prompt lacks one.
     """
-    clean = images if isinstance(images, Tensor) else bridge.to_latents(as_list(images))
+    clean = (images if isinstance(images, Tensor) else bridge.to_latents(as_list(images))).float()
     if len(clean) != len(classes) or not all(classes):
         raise ShowtellError(f"{len(clean)} images, {len(classes)} lists of classes: give each image at least one.")
-    size = [side * bridge.pipeline.vae_scale_factor for side in clean.shape[-2:]]
-    noising, clean = Noising(bridge, *size, **options), clean.float()
-    generator = torch.Generator().manual_seed(seed)
-    noise = {level: torch.randn(clean.shape[1:], generator=generator).to(clean) for level in (*levels, *map_levels)}
-
-    def noised(rows: Tensor, level: int) -> Noised:
-        return at_level(noising, rows, noise[level].expand_as(rows), level)
-
-    alone = noising.text([texts([name]) for one in classes for name in one])
-    repeated = clean[[row for row, one in enumerate(classes) for _ in one]]
-    losses = sum(errors(noising, at, noising.predict(at, alone)) for at in (noised(repeated, one) for one in levels))
-
+    noising = Noising(bridge, *(side * bridge.pipeline.vae_scale_factor for side in clean.shape[-2:]), **options)
+    noise = level_noise(clean, (*levels, *map_levels), seed)
+    alone = [[texts([name]) for name in own] for own in classes]
+    losses = text_errors(noising, clean, alone, {level: noise[level] for level in levels})
     found = []
-    for row, (own, loss) in enumerate(zip(classes, losses.split([len(one) for one in classes]), strict=True)):  # type: ignore[union-attr]
-        prompt, watching = texts(own), Collected()
-        run, text = noising.run([prompt], [watching]), noising.text([prompt])
-        run.text = text
-        watching.start(run, clean)
-        for level in map_levels:
-            noising.predict(noised(clean[row : row + 1], level), text, watching=[watching], run=run)
-        maps, attention = combined(run.state(watching).words, run.state(watching).places)
-        words = words_of(run, prompt)
+    for row, own in enumerate(classes):
+        at_levels = {level: noise[level] for level in map_levels}
+        run, maps, attention = attention_at(noising, clean[row : row + 1], texts(own), at_levels)
+        words = words_of(run, run.prompts[0])
         if missing := [name for name in own if name not in words or not words[name]]:
-            raise ShowtellError(f"{missing[0]!r} is not among the words that are read of {prompt!r}.")
+            raise ShowtellError(f"{missing[0]!r} is not among the words that are read of {run.prompts[0]!r}.")
         placed = torch.stack([maps[0, list(words.find(name, 0))].mean(dim=0) for name in own])
-        found.append(Evidence(loss, placed, attention[0]))
-    return found
-
-
-def labels(maps: Tensor, threshold: float, size: int) -> np.ndarray:
-    """(size, size): of calibrated maps (k, height, width) the strongest, -1 where none is as high as the threshold."""
-    full = normalised(F.interpolate(maps[None], (size, size), mode="bilinear")[0])
-    return torch.where(full.amax(dim=0) < threshold, -1, full.argmax(dim=0)).cpu().numpy()
-
-
-def noun_chunks(words: Any) -> list[tuple[str, tuple[int, ...]]]:
-    """The things that a prompt names, each with the article before it: text, and the positions of its tokens."""
-    before = {word.start: last for last, word in zip(words, list(words)[1:])}
-    found = []
-    for phrase in phrases(words):
-        first = min((*phrase.modifiers, phrase.noun), key=lambda word: word.start)
-        article = before.get(first.start)
-        if article and article.text.lower() in ("a", "an", "the"):
-            found.append((words.prompt[article.start : phrase.noun.stop], (*article.positions, *phrase.positions)))
-        else:
-            found.append((phrase.text, phrase.positions))
+        found.append(Evidence(losses[row], placed, attention[0]))
     return found
 
 
@@ -226,10 +134,8 @@ class PhraseWeights(Technique):
         state = run.state(self)
         things = [noun_chunks(words_of(run, prompt)) for prompt in run.prompts]
         things = [one if len(one) > 1 else [] for one in things]
-        state.own, state.null = run.text, null_tokens(run.text)
         groups = [[positions for _, positions in one] for one in things]
-        state.members = membership(groups, run.text.tokens.shape[1]).to(latents.device)
-        state.there = state.members.any(dim=-1)
+        state.own, state.members = run.text, membership(groups, run.text.tokens.shape[1]).to(latents.device)
         state.alone = [
             run.encode([one[k][0] if k < len(one) else own for one, own in zip(things, run.prompts, strict=True)])
             for k in range(max(map(len, things)))
@@ -240,7 +146,8 @@ class PhraseWeights(Technique):
         state = run.state(self)
         whole = run.evaluate(latents, state.own)
         apart = [(run.evaluate(latents, text) - whole).float().flatten(1).square().mean(dim=1) for text in state.alone]
-        return (self.strength ** relative(torch.stack(apart, dim=1), state.there)).mul(100).round() / 100
+        power = relative(torch.stack(apart, dim=1), state.members.any(dim=-1))
+        return (100 * self.strength**power).round() / 100
 
     def before(self, run: Run, latents: Tensor) -> None:
         state = run.state(self)
@@ -250,16 +157,7 @@ class PhraseWeights(Technique):
         if run.progress < self.until:
             more = self.weights(run, latents) - 1
             factors = 1 + torch.einsum("nk,nkt->nt", more, state.members.to(more))
-            run.text = state.own.with_tokens(weighted(state.own, factors, state.null))
-
-
-THRESHOLDS = tuple(0.05 * i for i in range(4, 16))
-
-
-def mean_iou(found: np.ndarray, truth: np.ndarray) -> float:
-    """Over the labels of the truth, the background's -1 among them."""
-    kinds = np.unique(truth)
-    return float(np.mean([((found == k) & (truth == k)).sum() / ((found == k) | (truth == k)).sum() for k in kinds]))
+            run.text = state.own.with_tokens(weighted(state.own, factors, null_tokens(state.own)))
 
 
 def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> PhraseWeights:
@@ -267,45 +165,51 @@ def for_prompts(prompts: Sequence[str], lm: Any, **options: Any) -> PhraseWeight
     return PhraseWeights(**options)
 
 
+def and_of(classes: Sequence[str]) -> str:
+    return " and ".join(map(indefinite, classes))
+
+
+def names_of(scene: Scene) -> list[str]:
+    return [f"{thing.colour} {thing.shape}" for thing in scene.objects]
+
+
+PAIR: dict[str, Any] = {
+    **BARE, "objects": 2, "size": ("small", "large"), "background": "white", "distinct": ("shape", "size"),
+}  # fmt: skip
+
+
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, n = lab.base("unet"), min(lab.n, 48)
-    pair = {**BARE, "objects": 2, "size": ("small", "large"), "background": "white", "distinct": ("shape", "size")}
 
-    def and_of(classes: Sequence[str]) -> str:
-        return " and ".join(map(indefinite, classes))
-
-    def scenes_of(split: str, count: int) -> tuple[list[Any], list[list[str]]]:
-        scenes = sample(count, lab.seed + (split == "validation"), split, **pair)
-        return scenes, [[f"{thing.colour} {thing.shape}" for thing in scene.objects] for scene in scenes]
+    def scenes_of(split: str, count: int) -> list[Scene]:
+        return sample(count, lab.seed + (split == "validation"), split, **PAIR)
 
     @cache
-    def seen(split: str, count: int, seed: int) -> tuple[list[np.ndarray], list[Evidence]]:
-        scenes, names = scenes_of(split, count)
-        found = evidence(bridge, drawn(scenes), names, and_of, ELBO_LEVELS, MAP_LEVELS, seed)
-        return [topmost(masks(scene)) for scene in scenes], found
+    def seen(split: str, count: int, seed: int) -> list[Evidence]:
+        scenes = scenes_of(split, count)
+        names = [names_of(scene) for scene in scenes]
+        return evidence(bridge, drawn(scenes), names, and_of, ELBO_LEVELS, MAP_LEVELS, seed)
 
-    def scored(power: Callable[[Tensor], Tensor], seed: int) -> np.ndarray:
-        def scores(split: str, count: int, threshold: float) -> np.ndarray:
-            truth, found = seen(split, count, seed)
-            maps = [one.calibrated(power=power(relative(one.losses))) for one in found]
-            return np.array([mean_iou(labels(m, threshold, 64), t) for m, t in zip(maps, truth, strict=True)])
+    def scored(power: Callable[[Tensor], Tensor], seed: int) -> Any:
+        def calibrated(split: str, count: int) -> tuple[list[Tensor], list[Scene]]:
+            found = seen(split, count, seed)
+            return [one.calibrated(power=power(relative(one.losses))) for one in found], scenes_of(split, count)
 
-        best = max(THRESHOLDS, key=lambda threshold: scores("validation", max(2, n // 3), threshold).mean())
-        return scores(lab.split, n, best)
+        threshold = best_threshold(*calibrated("validation", max(2, n // 3)))
+        return segmented(*calibrated(lab.split, n), threshold)
 
-    powers: dict[str, Callable[[Tensor], Tensor]] = {
-        "elbo-t2ialign": lambda own: own,
-        "uncalibrated": torch.zeros_like,
-        "fixed exponent": torch.ones_like,
-        "permuted": lambda own: own.roll(1),
+    arms = {
+        "elbo-t2ialign": partial(scored, lambda own: own),
+        "uncalibrated": partial(scored, torch.zeros_like),
+        "fixed exponent": partial(scored, torch.ones_like),
+        "permuted": partial(scored, lambda own: own.roll(1)),
     }
-    arms = {name: partial(scored, power) for name, power in powers.items()}
     expect = "elbo-t2ialign > uncalibrated, elbo-t2ialign > fixed exponent"
-    texts = [and_of(names) for names in scenes_of(lab.split, n)[1]]
-    segmented = lab.compare(arms, expect=expect, control="permuted", name="mean IoU", texts=texts)
+    texts = [and_of(names_of(scene)) for scene in scenes_of(lab.split, n)]
+    outlined = lab.compare(arms, expect=expect, control="permuted", name="mean IoU", texts=texts)
 
     prompts = lab.prompts("objects-3-4", n)
-    all_heavier = [{one.text: 1.2 for one in phrases(bridge.words(text))} for text in prompts.texts]
+    all_heavier = [{text: 1.2 for text, _ in noun_chunks(bridge.words(prompt))} for prompt in prompts.texts]
 
     def drawn_with(*using: Technique) -> Any:
         return lambda seed: bridge.generate(prompts.texts, using=using, seed=seed)
@@ -315,5 +219,5 @@ def experiment(lab: Lab) -> list[Comparison]:
         "plain": drawn_with(),
         "all phrases 1.2": drawn_with(WordWeights(all_heavier)),
     }
-    generated = lab.compare(weights, prompts.objects, expect="phrase weights > plain, phrase weights > all phrases 1.2")
-    return [segmented, generated]
+    expect = "phrase weights > plain, phrase weights > all phrases 1.2"
+    return [outlined, lab.compare(weights, prompts.objects, expect=expect)]

@@ -9,7 +9,7 @@ Faithful: both are steered by the prompt's syntax alone, without training or gra
 attended as before, rows of attention still sum to one; start, end and padding tokens are the whole prompt's.
 Ours (the formulas were not to be had): an object's focus is where its map, the mean over the layers nearest to 16x16
 and over the steps so far, exceeds a part of its maximum; FCA begins after a tenth of the steps, when maps are formed.
-Noun phrases are found by `steer.phrases` and encoded with an article, instead of every node of a constituency tree.
+Noun phrases are found by `steer.phrases` and encoded with their article, instead of every node of a constituency tree.
 Pooled embeddings have no tokens and stay. EPViT, the paper's evaluator, is not here: the judge reads the pictures.
 
 Not shown: the base binds 0.91 of the colours of same-shape things already, and as many with it, with DisCLIP alone and
@@ -31,9 +31,8 @@ from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.maps import near
-from showtell.steer.phrases import at_site, group_maps, membership, phrases, things_of
+from showtell.steer.phrases import at_site, group_maps, noun_chunks, nouns_and_modifiers, phrases, things_of
 from showtell.steer.regions import words_of
-from showtell.world.language.english import indefinite
 
 EXAMPLE = """
 import showtell
@@ -66,10 +65,8 @@ class FocusedCrossAttention(Technique):
         self.threshold, self.begin, self.strength, self.things = threshold, begin, strength, things
 
     def start(self, run: Run, latents: torch.Tensor) -> None:
-        state, things, length = run.state(self), things_of(run, self.things), run.text.tokens.shape[1]
-        attributes = [[[at for word in words for at in word] for _, words in each] for each in things]
-        state.nouns = membership([[noun for noun, _ in each] for each in things], length).to(latents.device)
-        state.attributes = membership(attributes, length).to(latents.device)
+        state, found = run.state(self), nouns_and_modifiers(things_of(run, self.things), run.text.tokens.shape[1])
+        state.nouns, state.attributes = (one.to(latents.device) for one in found)
         state.maps, state.seen, state.looks, state.focus = [], 0.0, 0, {}
 
     def conditioning(self, run: Run, text: Any) -> None:
@@ -126,10 +123,10 @@ class DisCLIP(Technique):
     def start(self, run: Run, latents: torch.Tensor) -> None:
         tokens = run.text.tokens.clone()
         for row, prompt in enumerate(run.prompts if self.amount else []):
-            for phrase in phrases(words_of(run, prompt)):
-                alone = indefinite(phrase.text)
-                encoded, [_, *own] = run.encode(alone).tokens[0], words_of(run, alone)
-                for word, same in zip((*phrase.modifiers, phrase.noun), own, strict=True):
+            words = words_of(run, prompt)
+            for phrase, (alone, _) in zip(phrases(words), noun_chunks(words), strict=True):
+                encoded, said = run.encode(alone).tokens[0], (*phrase.modifiers, phrase.noun)
+                for word, same in zip(said, list(words_of(run, alone))[-len(said) :], strict=True):
                     there, here = list(word.positions), list(same.positions)
                     if len(there) == len(here):  # else the encoder's limit cuts the word off
                         tokens[row, there] = torch.lerp(tokens[row, there], encoded[here], self.amount)

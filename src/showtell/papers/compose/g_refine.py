@@ -22,7 +22,7 @@ from wrong exact pictures of validation prompts: one of phrases and, as nouns al
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -33,10 +33,9 @@ from torch import Tensor
 
 from showtell import language
 from showtell.bridges.base import as_list
-from showtell.data.degrade import degrade
-from showtell.data.spoilt import garbled, spoilt, wrong
-from showtell.language import Split
-from showtell.measure.dense import dense
+from showtell.data.spoilt import poor, spoilt, wrong
+from showtell.measure.curation import separating
+from showtell.measure.dense import Found, alignment, dense
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.likeness import clip_score
 from showtell.pictures import to_pil
@@ -62,8 +61,6 @@ quality = learn_quality(clip, images, {"technical": blurred})
 refined = refine(bridge, clip, images, ["a red ring left of a blue star"] * 2, quality, seed=1)
 """
 
-FACTORS = ("technical", "rationality", "naturalness")
-
 
 def quality_of(vectors: Tensor, quality: Tensor, scale: float = 100.0) -> Tensor:
     """The worst factor's probability of high quality, (...), of unit vectors (..., d). quality: (factors, 2, d), the
@@ -80,51 +77,17 @@ def learn_quality(
     return opposites(fine, poor, float(clip.model.logit_scale.detach().exp()), steps, lr, seed)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A phrase of a prompt. noun, score: in [0, 1], of its noun and of all of it. where: the noun's map."""
-
-    phrase: str
-    noun: float
-    score: float
-    where: Tensor
-
-
-def alignment(clip: Any, images: Any, splits: Sequence[Split], sharpness: float = 10.0) -> list[list[Found]]:
-    """How well each picture shows each phrase of its prompt, and where."""
-    whole, patches = dense(clip, images)
-    empty = clip.embed(texts=[""]).to(whole)[0]
-    found = []
-    for one, cells, split in zip(whole, patches, splits, strict=True):
-        texts = [text for entity in split.entities for text in (entity.head.text, entity.phrase.text)]
-        told = clip.embed(texts=texts).to(whole) - empty if texts else whole[:0]
-        scores = torch.sigmoid(sharpness * told @ one).tolist()
-        maps = (cells @ told.T).movedim(-1, 0)
-        names = [entity.phrase.text for entity in split.entities]
-        found.append([Found(n, scores[2 * k], scores[2 * k + 1], maps[2 * k]) for k, n in enumerate(names)])
-    return found
-
-
 def repair_map(found: Sequence[Found], threshold: float, there: float = 0.5) -> Tensor:
     """Where phrases that score below the threshold are to be drawn anew, bool (rows, columns): at their nouns, or for a
     noun that is not there (below `there`) either, wherever no other noun is."""
-    held = {one.phrase: masks_of(one.where) for one in found}
-    area = torch.zeros_like(found[0].where, dtype=torch.bool)
-    for one in found:
-        if one.score >= threshold:
-            continue
-        others = [held[other.phrase] for other in found if other is not one and other.noun >= there]
-        taken = torch.stack(others).any(dim=0) if others else torch.zeros_like(area)
-        area |= held[one.phrase] if one.noun >= there else ~taken
+    held = torch.stack([masks_of(one.where) for one in found])
+    shown = torch.tensor([one.noun >= there for one in found])
+    area = torch.zeros_like(held[0])
+    for k, one in enumerate(found):
+        if one.score < threshold:
+            others = shown & (torch.arange(len(found)) != k)
+            area |= held[k] if shown[k] else ~held[others].any(dim=0)
     return area
-
-
-def separating(high: Sequence[float], low: Sequence[float]) -> float:
-    """The threshold that the largest shares of the high scores reach and of the low ones miss, summed."""
-    values = np.unique([*high, *low])
-    cuts = (values[1:] + values[:-1]) / 2 if len(values) > 1 else values
-    told = [np.mean(np.asarray(high) >= cut) + np.mean(np.asarray(low) < cut) for cut in cuts]
-    return float(cuts[int(np.argmax(told))])
 
 
 def refine(
@@ -177,14 +140,9 @@ def experiment(lab: Lab) -> list[Comparison]:
     pool, lm = spoilt(prompts.scenes, lab.seed), language.load()
 
     def qualities() -> dict[str, Tensor]:
-        rng, scenes = np.random.default_rng(0), training_scenes(TRAINED)
-        fine = draw(scenes)
-        bad = {
-            "technical": degrade(fine, rng),
-            "rationality": np.stack([garbled(image, rng, 56) for image in fine]),
-            "naturalness": 255 - fine,
-        }
-        return {"quality": learn_quality(clip, to_pil(fine), {name: to_pil(bad[name]) for name in FACTORS})}
+        fine = draw(training_scenes(TRAINED))
+        bad = poor(fine, np.random.default_rng(0))
+        return {"quality": learn_quality(clip, to_pil(fine), {name: to_pil(these) for name, these in bad.items()})}
 
     @cache
     def learnt() -> tuple[Tensor, float, float]:

@@ -35,6 +35,7 @@ from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PromptSet
 from showtell.nets.aligner import Aligner
+from showtell.steer.boxes import numbered, of_others
 from showtell.steer.refocusing import Refocus
 from showtell.steer.regions import Box, named_boxes
 from showtell.steer.sentences import sentences
@@ -44,6 +45,8 @@ from showtell.train.noising import Noising
 from showtell.train.samples import drawn, latents_of, paired, training_scenes
 
 Boxes = Mapping[str, Box]
+SIZE = 0.02
+"""Of a step, as a share of the latents' norm."""
 
 EXAMPLE = """
 import showtell
@@ -60,18 +63,6 @@ where = {"dog": (0.0, 0.3, 0.5, 1.0), "cat": (0.5, 0.3, 1.0, 1.0)}
 """
 
 
-def numbered(boxes: Sequence[Boxes]) -> tuple[list[str], Tensor, Tensor]:
-    """(all phrases; boxes (n, m, 4), the whole picture where a sample has fewer than m; the number of each box's
-    phrase, (n, m), -1 where there is none).
-    """
-    names, most = sorted({name for one in boxes for name in one}), max(1, *map(len, boxes))
-    where, label = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(len(boxes), most, 1), torch.full((len(boxes), most), -1)
-    for row, one in enumerate(boxes):
-        for k, (name, box) in enumerate(one.items()):
-            where[row, k], label[row, k] = torch.tensor(box), names.index(name)
-    return names, where, label
-
-
 def aligned(
     bridge: Any, latents: Tensor, captions: Sequence[str], boxes: Sequence[Boxes], steps: int = 1500,
     batch_size: int = 64, lr: float = 1e-3, weight: float = 1.0, seed: int = 0, **sizes: Any,
@@ -82,9 +73,8 @@ def aligned(
     Raises ShowtellError where the numbers differ.
     """
     if not len(latents) == len(captions) == len(boxes):
-        raise ShowtellError(
-            f"{len(latents)} latents, {len(captions)} captions, {len(boxes)} sets of boxes: give one each."
-        )
+        counts = f"{len(latents)} latents, {len(captions)} captions, {len(boxes)} sets of boxes"
+        raise ShowtellError(f"{counts}: give one each.")
     noising, (names, where, label) = Noising(bridge), numbered(boxes)
     told, labels = sentences(bridge, captions), sentences(bridge, names)
 
@@ -110,12 +100,9 @@ class Hcma(Technique):
     """
 
     def __init__(
-        self,
-        aligner: Aligner,
-        boxes: Boxes | Sequence[Boxes],
-        sizes: tuple[float, float] = (0.02, 0.02),
+        self, aligner: Aligner, boxes: Boxes | Sequence[Boxes], sizes: Sequence[float] = (SIZE, SIZE),
         until: float = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.aligner, self.boxes, self.sizes, self.until = aligner, boxes, sizes, until
 
     def start(self, run: Run, latents: Tensor) -> None:
@@ -172,28 +159,21 @@ def experiment(lab: Lab) -> list[Comparison]:
         model.load_state_dict(state)
         return model.eval().requires_grad_(False)
 
-    def steered(where: Sequence[Boxes], sizes: tuple[float, float], seed: int) -> list[Any]:
+    def steered(where: Sequence[Boxes], sizes: Sequence[float], seed: int) -> list[Any]:
         return bridge.generate(prompts.texts, using=[Hcma(aligner(), where, sizes)], seed=seed)
 
-    def elsewhere() -> list[Boxes]:
-        """Every thing at a place of the next prompt that has as many of them."""
-        order = list(range(len(prompts.boxes)))
-        count = [len(one) for one in prompts.boxes]
-        following = [next((j for j in order[i + 1 :] + order[: i + 1] if count[j] == count[i]), i) for i in order]
-        return named(prompts, [prompts.boxes[j] for j in following])
-
-    own, size = named(prompts, prompts.boxes), 0.02
+    own, others = (named(prompts, boxes) for boxes in (prompts.boxes, of_others(prompts.boxes)))
     refocus = Refocus([{name: [box] for name, box in one.items()} for one in own])
     arms: dict[str, Any] = {
-        "hcma": partial(steered, own, (size, size)),
+        "hcma": partial(steered, own, (SIZE, SIZE)),
         "plain": lambda seed: bridge.generate(prompts.texts, seed=seed),
-        "whole only": partial(steered, own, (size, 0.0)),
-        "boxes only": partial(steered, own, (0.0, size)),
+        "whole only": partial(steered, own, (SIZE, 0.0)),
+        "boxes only": partial(steered, own, (0.0, SIZE)),
         "attention refocusing": lambda seed: bridge.generate(prompts.texts, using=[refocus], seed=seed),
-        "boxes of others": partial(steered, elsewhere(), (size, size)),
+        "boxes of others": partial(steered, others, (SIZE, SIZE)),
     }
-    placed = lab.compare(
-        arms, prompts.placed, expect="hcma > plain, hcma > whole only", control="boxes of others", name="placed"
-    )
-    attributes = lab.compare(arms, prompts.complete, expect="hcma > plain, hcma > boxes only", name="complete")
-    return [placed, attributes]
+    expect, attributes = "hcma > plain, hcma > whole only", "hcma > plain, hcma > boxes only"
+    return [
+        lab.compare(arms, prompts.placed, expect=expect, control="boxes of others", name="placed"),
+        lab.compare(arms, prompts.complete, expect=attributes, name="complete"),
+    ]

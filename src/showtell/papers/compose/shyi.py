@@ -36,7 +36,7 @@ from showtell.language import Link, Split
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, PromptSet
 from showtell.steer.gradients import AttentionGradient, falling
-from showtell.steer.maps import TokenMaps, among_words, averaged, smoothed
+from showtell.steer.maps import TokenMaps, among_words, averaged
 from showtell.steer.regions import words_of
 from showtell.train.cosines import nt_xent
 from showtell.world import Scene, sample
@@ -114,7 +114,7 @@ class Shyi(AttentionGradient):
 
     def loss_of(self, run: Run, maps: list[TokenMaps]) -> torch.Tensor:
         state = run.state(self)
-        seen = smoothed(among_words(averaged(maps), 1, -1))  # but for the first and the last token
+        seen = among_words(averaged(maps), 1, -1)  # but for the first and the last token
         losses = []
         for row, (tokens, pairs) in enumerate(state.graphs):
             steps = [seen] if state.previous is None else [seen, state.previous]

@@ -11,8 +11,7 @@ are candidates too, most votes first, ties by mean score; rewriting by the model
 of the voted models is a candidate, the candidates are ranked by mean score over the similar prompts.
 Scaled down: `world_controller` answers the four requests by rules, since the embedded grammar does not chat; five LoRA
 experts of one small base and the base itself, so 2 models a prompt instead of 5; a corpus of 60 prompts instead of
-10,000, scored by CLIP. The generalist and the random expert too draw the content that was found, from the same noise,
-so that what is compared is the choice.
+10,000, scored by CLIP. The generalist and the random expert draw the content that was found, too.
 """
 
 from __future__ import annotations
@@ -30,44 +29,15 @@ from pydantic import BaseModel
 
 from showtell import language
 from showtell.errors import ShowtellError
-from showtell.language.requests import named, shared_ending, wanted
+from showtell.language.requests import by_tags, named, wanted, with_ending
 from showtell.language.rules import Rules, tasked
 from showtell.measure.experiment import Comparison, Lab
-from showtell.measure.prompts import PLAIN
+from showtell.measure.likeness import clip_score
+from showtell.measure.prompts import PLAIN, together
+from showtell.steer.selection import routed
 from showtell.train.lora import Adapted, add_lora, load_lora, train_lora
 from showtell.train.samples import drawn
 from showtell.world import sample
-
-KINDS = ("prompt", "instruction", "inspiration", "hypothesis")
-
-EXAMPLE = """
-import showtell
-from showtell.papers.prompt.diffusiongpt import DiffusionGPT
-
-clip = showtell.load("openai/clip-vit-base-patch32")
-agent = DiffusionGPT(lambda texts: clip.embed(texts=texts))        # lm="openai:gpt-4o-mini" for any input
-agent.register("photo", showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5"), ["general", "photo"])
-agent.register("poster", showtell.load("stabilityai/stable-diffusion-xl-base-1.0"), ["general", "poster"])
-reward = lambda images, texts: (clip.embed(images) * clip.embed(texts=texts)).sum(-1)
-agent.score_corpus(["a red ring", "a cat"], reward)
-print(agent.route("please draw a cat as a poster"))                # ('poster', 'a cat as a poster')
-[image] = agent.generate("please draw a cat as a poster", seed=0)
-"""
-
-
-class Parsed(BaseModel):
-    """kind: one of `KINDS`. content: what is to be drawn."""
-
-    kind: str
-    content: str
-
-
-class Worded(BaseModel):
-    prompt: str
-
-
-Tree = dict[str, dict[str, list[str]]]
-"""subject -> style -> models."""
 
 REQUESTS = {
     "parse": "A user wants a picture and says so by a prompt, an instruction, an inspiration (a wish) or a hypothesis "
@@ -76,6 +46,32 @@ REQUESTS = {
     "pick": "Which of these branches of a tree of models fit the content? Give one or several.",
     "write": "Word this content for a text-to-image model in the way of its example prompts. Leave nothing out.",
 }
+EXAMPLE = """
+import showtell
+from showtell.measure.likeness import clip_score
+from showtell.papers.prompt.diffusiongpt import DiffusionGPT
+
+clip = showtell.load("openai/clip-vit-base-patch32")
+agent = DiffusionGPT(lambda texts: clip.embed(texts=texts))        # lm="openai:gpt-4o-mini" for any input
+agent.register("photo", showtell.load("stable-diffusion-v1-5/stable-diffusion-v1-5"), ["general", "photo"])
+agent.register("poster", showtell.load("stabilityai/stable-diffusion-xl-base-1.0"), ["general", "poster"])
+agent.score_corpus(["a red ring", "a cat"], lambda images, texts: clip_score(clip, images, texts))
+print(agent.route("please draw a cat as a poster"))                # ('poster', 'a cat as a poster')
+[image] = agent.generate("please draw a cat as a poster", seed=0)
+"""
+Tree = dict[str, dict[str, list[str]]]
+"""subject -> style -> models."""
+
+
+class Parsed(BaseModel):
+    """kind: "prompt", "instruction", "inspiration" or "hypothesis". content: what is to be drawn."""
+
+    kind: str
+    content: str
+
+
+class Worded(BaseModel):
+    prompt: str
 
 
 @dataclass
@@ -112,15 +108,14 @@ class DiffusionGPT:
         if not self.experts:
             raise ShowtellError("no models to choose from; register some")
         found = self._ask("tree", Tree, models={name: one.tags for name, one in self.experts.items()})
-        tree = {
+        self.tree = {
             subject: {style: [name for name in names if name in self.experts] for style, names in styles.items()}
             for subject, styles in found.items()
         }
-        placed = {name for styles in tree.values() for names in styles.values() for name in names}
+        placed = {name for styles in found.values() for names in styles.values() for name in names}
         for name in self.experts.keys() - placed:
-            tree.setdefault("general", {}).setdefault("general", []).append(name)
-        self.tree = tree
-        return tree
+            self.tree.setdefault("general", {}).setdefault("general", []).append(name)
+        return self.tree
 
     def score_corpus(
         self, prompts: Sequence[str], reward: Callable[[list[Any], list[str]], Any], seed: int = 0, **call: Any
@@ -165,16 +160,9 @@ class DiffusionGPT:
         return name, self._ask("write", Worded, content=content, examples=self.experts[name].examples).prompt
 
     def generate(self, texts: str | list[str], *, seed: int = 0, **more: Any) -> list[Any]:
-        """An image each; texts that go to one model run together. The image of text i has seed (seed, i)."""
-        routed = [self.route(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        images: list[Any] = [None] * len(routed)
-        for name in dict.fromkeys(name for name, _ in routed):
-            rows = [i for i, (model, _) in enumerate(routed) if model == name]
-            seeds = [seed * 10_000 + i for i in rows]
-            found = self.experts[name].model.generate([routed[i][1] for i in rows], seed=seeds, **more)
-            for row, image in zip(rows, found, strict=True):
-                images[row] = image
-        return images
+        """An image for each text; seed, more: as for `showtell.steer.selection.routed`."""
+        chosen = [self.route(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        return routed({name: one.model for name, one in self.experts.items()}, chosen, seed, **more)
 
     def _ask(self, task: str, form: Any, **given: Any) -> Any:
         return self.lm.structured(tasked(task, REQUESTS[task], **given), form)
@@ -183,26 +171,12 @@ class DiffusionGPT:
 def world_controller() -> Rules:
     """Answers the four requests by rules: a frame of words around the content, tags that are (subject, style), branches
     that are named in the content, and the ending that all examples share."""
-
-    def parse(text: str) -> Any:
-        kind, content = wanted(text)
-        return {"kind": kind, "content": content}
-
-    def tree(models: dict[str, list[str]]) -> Any:
-        found: Tree = {}
-        for name, tags in models.items():
-            subject, style = [*tags, "general", "general"][:2]
-            found.setdefault(subject, {}).setdefault(style, []).append(name)
-        return found
-
-    def pick(content: str, branches: list[str]) -> Any:
-        return named(content, branches) or [one for one in branches if one == "general"]
-
-    def write(content: str, examples: list[str]) -> Any:
-        ending = shared_ending(examples)
-        return {"prompt": content if not ending or ending in content else f"{content}, {ending}"}
-
-    return Rules({"parse": parse, "tree": tree, "pick": pick, "write": write})
+    return Rules({
+        "parse": lambda text: dict(zip(("kind", "content"), wanted(text), strict=True)),
+        "tree": lambda models: by_tags(models),
+        "pick": lambda content, branches: named(content, branches) or [one for one in branches if one == "general"],
+        "write": lambda content, examples: {"prompt": with_ending(content, examples)},
+    })  # fmt: skip
 
 
 STYLED = ("sepia", "watercolour", "night")
@@ -210,17 +184,15 @@ DOMAINS: dict[str, tuple[list[str], dict[str, Any]]] = {
     **{style: (["general", style], {**PLAIN, "objects": (1, 2), "style": style}) for style in STYLED},
     "glyphs": (["word", "general"], {**PLAIN, "objects": (1, 2), "word": True}),
     "crowds": (["general", "general"], {**PLAIN, "objects": (3, 4)}),
-}
+}  # name -> tags, and what the scenes are that it is trained on
 SAID = ("{}", "please draw {}", "I want to see {}", "if you looked here, you would see {}")
 SCENES, STEPS, CORPUS = 256, 150, 60
 
 
 def experiment(lab: Lab) -> Comparison:
-    bridge, clip = lab.base("unet", fresh=True), lab.base("clip")
-    names, each = ("styles", "words", "objects-3-4"), max(1, lab.n // 3)
-    sets = [lab.prompts(name, each) for name in names]
-    texts = [text for one in sets for text in one.texts]
-    said = [SAID[i % len(SAID)].format(text) for i, text in enumerate(texts)]
+    bridge, clip, names = lab.base("unet", fresh=True), lab.base("clip"), ("styles", "words", "objects-3-4")
+    test = together([lab.prompts(name, max(1, lab.n // 3)) for name in names])
+    said = [SAID[i % len(SAID)].format(text) for i, text in enumerate(test.texts)]
     corpus = [text for name in names for text in lab.validation(name, max(1, CORPUS // 3)).texts]
 
     def expert(name: str) -> dict[str, torch.Tensor]:
@@ -231,49 +203,36 @@ def experiment(lab: Lab) -> Comparison:
         add_lora(bridge, name)
         load_lora(bridge, lab.trained(f"expert {name}", partial(expert, name), steps=STEPS))
 
-    def score(images: list[Any], prompts: list[str]) -> np.ndarray:
-        return (clip.embed(images=images) * clip.embed(texts=prompts)).sum(-1).numpy()
-
     @cache
-    def agent(shuffled: bool = False, tags_only: bool = False) -> DiffusionGPT:
+    def agent(kind: str) -> DiffusionGPT:
         made = DiffusionGPT(lambda texts: clip.embed(texts=texts), keep=2)
-        known = {"generalist": ["general", "general"], **{name: tags for name, (tags, _) in DOMAINS.items()}}
-        tags = list(known.values())
-        if shuffled:
+        tags = [["general", "general"], *(tags for tags, _ in DOMAINS.values())]
+        if kind == "shuffled":
             random.Random(lab.seed).shuffle(tags)
-        for name, own in zip(known, tags, strict=True):
-            example = [f"a red ring, in {name} style"] if name in STYLED and not shuffled else []
+        for name, own in zip(("generalist", *DOMAINS), tags, strict=True):
+            example = [f"a red ring, in {name} style"] if name in STYLED and kind != "shuffled" else []
             made.register(name, Adapted(bridge, None if name == "generalist" else name), own, example)
-        if not tags_only:
-            scores = made.score_corpus(corpus, score, num_inference_steps=min(10, bridge.adapter.steps))
-            if shuffled and made.corpus:
-                made.corpus = made.corpus[0], np.random.default_rng(lab.seed).permutation(scores)
+        if kind == "whole":
+            made.score_corpus(corpus, partial(clip_score, clip), num_inference_steps=min(10, bridge.adapter.steps))
+        elif kind == "shuffled" and (known := agent("whole").corpus):
+            made.corpus = known[0], np.random.default_rng(lab.seed).permutation(known[1])
         return made
 
-    def noises(seed: int) -> list[int]:
-        return [seed * 10_000 + i for i in range(len(said))]  # as the agent gives them to texts
+    def by_agent(seed: int, kind: str = "whole") -> list[Any]:
+        return agent(kind).generate(said, seed=seed)
 
-    def alone(seed: int) -> list[Any]:
-        return Adapted(bridge, None).generate([agent().parse(text).content for text in said], seed=noises(seed))
+    def unrouted(names: Sequence[str], seed: int) -> list[Any]:
+        """Any of these models for each content, from the noise that the agent would give it."""
+        pick, contents = random.Random(seed), [agent("whole").parse(text).content for text in said]
+        models = {name: one.model for name, one in agent("whole").experts.items()}
+        return routed(models, [(pick.choice(names), content) for content in contents], seed)
 
-    def anyone(seed: int) -> list[Any]:
-        pick, models = random.Random(seed), [expert.model for expert in agent().experts.values()]
-        contents = [agent().parse(text).content for text in said]
-        return [pick.choice(models).generate(text, seed=[n])[0] for text, n in zip(contents, noises(seed), strict=True)]
-
-    def fidelity(images: Any, judge: str = "first") -> np.ndarray:
-        parts = (images[i * each : (i + 1) * each] for i in range(len(sets)))
-        return np.concatenate([one.true_facts(part, judge=judge) for one, part in zip(sets, parts, strict=True)])
-
-    return lab.compare(
-        {
-            "routing": lambda seed: agent().generate(said, seed=seed),
-            "one generalist": alone,
-            "random expert": anyone,
-            "tags only": lambda seed: agent(tags_only=True).generate(said, seed=seed),
-            "shuffled tags and scores": lambda seed: agent(shuffled=True).generate(said, seed=seed),
-        },
-        metric=fidelity,
-        expect="routing > one generalist, one generalist > random expert",
-        control="shuffled tags and scores",
-    )
+    arms = {
+        "routing": by_agent,
+        "one generalist": partial(unrouted, ("generalist",)),
+        "random expert": partial(unrouted, ("generalist", *DOMAINS)),
+        "tags only": partial(by_agent, kind="tags only"),
+        "shuffled tags and scores": partial(by_agent, kind="shuffled"),
+    }
+    expect = "routing > one generalist, one generalist > random expert"
+    return lab.compare(arms, metric=test.true_facts, expect=expect, control="shuffled tags and scores")

@@ -17,9 +17,8 @@ The threshold is 0.28 for the paper's CLIP, near what its images reach, and here
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,11 +35,11 @@ from showtell.steer.embeddings import completed, renormalised
 from showtell.steer.regions import words_of
 from showtell.train import policy
 from showtell.train.policy import Drawn
+from showtell.train.ppo import ppo
 from showtell.world import sample
 
 WEIGHTS = (0.5, 0.75, 1.0, 1.25, 1.5)
 RANGES = ((0.0, 0.5), (0.0, 1.0), (0.5, 1.0))
-PICKS = ("words", "weights", "ranges")
 
 EXAMPLE = """
 import showtell
@@ -88,10 +87,10 @@ class Editor(nn.Module):
         for head in (self.weights, self.ranges):
             nn.init.zeros_(head.weight)
 
-    def logits(self, drawn: Drawn) -> list[Tensor]:
+    def logits(self, drawn: Drawn) -> dict[str, Tensor]:
         """Of words, weights and ranges, (n, length, k) each; a place speaks of the next one."""
         logits, hidden = policy.states(self.model, drawn)
-        return [logits, self.weights(hidden), self.ranges(hidden)]
+        return {"words": logits, "weights": self.weights(hidden), "ranges": self.ranges(hidden)}
 
     def draw(self, prompts: Sequence[str], temperature: float = 1.0, seed: int = 0) -> dict[str, Tensor]:
         """Words, weights and ranges for every prompt, with the log-probabilities of each."""
@@ -100,12 +99,10 @@ class Editor(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             logits = self.logits(drawn)
-        picks = [drawn.ids, *(policy.picked(found, temperature, generator) for found in logits[1:])]
-        old = zip(PICKS, logits, picks, strict=True)
-        return {
-            **drawn.arrays(), **dict(zip(PICKS, picks, strict=True)),
-            **{f"log {name}": policy.chosen(one, pick, drawn.said) for name, one, pick in old},
-        }  # fmt: skip
+        picks = {name: policy.picked(logits[name], temperature, generator) for name in ("weights", "ranges")}
+        picks["words"] = drawn.ids
+        old = {f"log {name}": policy.chosen(logits[name], pick, drawn.said) for name, pick in picks.items()}
+        return {**drawn.arrays(), **picks, **old}
 
     def prompts(self, prompts: Sequence[str], drawn: dict[str, Tensor], dynamic: bool = True) -> list[str]:
         """The dynamic prompts that were drawn; without weights and ranges if not `dynamic`."""
@@ -135,42 +132,21 @@ def reward(clip: Tensor, looks: Tensor, likes: Tensor, threshold: float = 0.28) 
 
 
 def optimise(
-    editor: Editor, prompts: Sequence[str], score: Callable[[list[str], list[str]], Tensor], rounds: int = 60,
-    batch: int = 16, lr: float = 5e-5, kl: float = 0.02, dynamic: bool = True, seed: int = 0,
+    editor: Editor, prompts: Sequence[str], score: Callable[[list[str], list[str]], Tensor], dynamic: bool = True,
+    **settings: Any,
 ) -> Editor:  # fmt: skip
-    """PPO, in place. score(dynamic prompts, short prompts) -> rewards (n,). dynamic: False trains words alone."""
-    both, before = policy.ActorCritic(editor, editor.model), copy.deepcopy(editor).requires_grad_(False).eval()
-    names = PICKS if dynamic else PICKS[:1]
+    """PPO, in place. score(dynamic prompts, short prompts) -> rewards (n,). dynamic: False trains words alone.
 
-    @torch.no_grad()
-    def rollout(number: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng((seed, number))
-        short = [prompts[i] for i in rng.choice(len(prompts), batch, replace=batch > len(prompts))]
-        drawn = editor.draw(short, seed=int(rng.integers(2**31)))
-        what = Drawn(drawn["ids"], drawn["mask"], drawn["said"])
-        rewards = torch.as_tensor(score(editor.prompts(short, drawn, dynamic), short)).float()
-        expected = both.values(what)
-        for name, logits in zip(PICKS, before.logits(what), strict=True):
-            first = policy.chosen(logits, drawn[name], what.said)
-            paid = rewards - kl * policy.divergence(drawn[f"log {name}"], first, what.said)
-            drawn |= {f"paid {name}": paid, f"advantage {name}": paid - expected}
-        return {**drawn, "rewards": rewards, "expected": expected}
+    settings: of `showtell.train.ppo.ppo`, whose defaults are the paper's.
+    """
 
-    def loss(model: policy.ActorCritic, batch: dict[str, Tensor]) -> Tensor:
-        what = Drawn(batch["ids"], batch["mask"], batch["said"])
-        logits = dict(zip(PICKS, model.actor.logits(what), strict=True))
-        total = torch.zeros(())
-        for name in names:
-            new = policy.chosen(logits[name], batch[name], what.said)
-            total = total + policy.surrogate(new, batch[f"log {name}"], batch[f"advantage {name}"], what.said)
-        return total + policy.value_loss(model.values(what), batch["expected"], batch["paid words"])
+    def reward_of(short: list[str], drawn: dict[str, Tensor]) -> Tensor:
+        return score(editor.prompts(short, drawn, dynamic), short)
 
-    policy.practise(both, rollout, loss, rounds, lr=lr, betas=(0.9, 0.9), seed=seed)
-    return editor.eval()
+    return ppo(editor, prompts, reward_of, only=None if dynamic else ["words"], **settings)
 
 
-# The experiment's look, numbers of prompts and steps.
-LOOK, PAIRS, IMITATION, ROUNDS, BATCH = "watercolour", 256, 300, 60, 16
+LOOK, PAIRS, IMITATION, ROUNDS, BATCH = "watercolour", 256, 300, 60, 16  # of the experiment
 
 
 def experiment(lab: Lab) -> Comparison:
@@ -182,44 +158,40 @@ def experiment(lab: Lab) -> Comparison:
     looks = clip.embed(texts=[f"a picture in {style} style" for style in (LOOK, "flat", "outline", "mosaic")])
 
     def scores(prompts: list[str], plain: list[str]) -> Tensor:
-        """(3, n): CLIP, aesthetic and preference scores of the images of dynamic prompts."""
-        images = bridge.generate(prompts, using=[DynamicPrompts()], seed=[1] * len(prompts), num_inference_steps=6)
-        found = clip.embed(images=images)
-        liked = clip.embed(texts=[f"{text}, in {LOOK} style" for text in plain])
-        look = found @ looks.T
-        return torch.stack([(found * clip.embed(texts=plain)).sum(-1), look[:, 0] - look[:, 1:].mean(1),
-                            (found * liked).sum(-1)])  # fmt: skip
-
-    def in_parts(score: Callable[[list[str], list[str]], Tensor], prompts: list[str]) -> Tensor:
-        """(..., n): scores of prompts, each made from the short one of its row."""
-        parts = [slice(start, start + 32) for start in range(0, len(short), 32)]
-        return torch.cat([score(prompts[part], short[part]) for part in parts], dim=-1)
+        """(n, 3): CLIP, aesthetic and preference scores of the images of dynamic prompts."""
+        images: list[Any] = []
+        for start in range(0, len(prompts), 32):
+            part = prompts[start : start + 32]
+            images += bridge.generate(part, using=[DynamicPrompts()], seed=[1] * len(part), num_inference_steps=6)
+        found, liked = clip.embed(images=images), clip.embed(texts=[f"{text}, in {LOOK} style" for text in plain])
+        look, fits = found @ looks.T, (found * clip.embed(texts=plain)).sum(-1)
+        return torch.stack([fits, look[:, 0] - look[:, 1:].mean(1), (found * liked).sum(-1)], dim=1)
 
     @cache
     def known() -> dict[str, Tensor]:
         """The scores (3,) of the short prompts' own images, which the noise and the prompt settle."""
-        return dict(zip(short, in_parts(scores, short).T, strict=True))
+        return dict(zip(short, scores(short, short), strict=True))
 
     def gain(prompts: list[str], plain: list[str]) -> Tensor:
-        new, old = scores(prompts, plain), torch.stack([known()[text] for text in plain], 1)
+        new, old = scores(prompts, plain), torch.stack([known()[text] for text in plain])
         # This CLIP gives all pictures more than 0.28, so what fits is what images of short prompts reach.
         usual = float(torch.stack([*known().values()])[:, 0].mean())
-        return reward(new[0], 10 * (new[1] - old[1]), 10 * (new[2] - old[2]), usual)
+        return reward(new[:, 0], 10 * (new[:, 1] - old[:, 1]), 10 * (new[:, 2] - old[:, 2]), usual)
 
     def first(seed: int) -> Editor:
         """Stage 1: words alone, from the better half of the pairs."""
-        best = in_parts(gain, full).argsort(descending=True)[: (len(full) + 1) // 2].tolist()
+        best = gain(full, short).argsort(descending=True)[: (len(full) + 1) // 2].tolist()
         pairs = [(f"{short[i]},", full[i].removeprefix(short[i] + ",")) for i in best]
         editor = Editor(policy.small_writer(tokenizer, seed=seed), tokenizer)
         policy.imitate(editor.model, tokenizer, pairs, IMITATION, seed=seed)
         return editor
 
     def second(seed: int, dynamic: bool) -> Editor:
-        # The rate is that of a model a hundred times smaller.
-        return optimise(stage("first", seed), short, gain, ROUNDS, BATCH, lr=5e-4, dynamic=dynamic, seed=seed)
+        sizes = {"rounds": ROUNDS, "batch": BATCH, "lr": 5e-4}  # the rate is that of a model a hundred times smaller
+        return optimise(stage("first", seed), short, gain, dynamic, seed=seed, **sizes)
 
     def stage(name: str, seed: int) -> Editor:
-        make = {"first": first, "pae": lambda s: second(s, True), "words": lambda s: second(s, False)}[name]
+        make = {"first": first, "pae": partial(second, dynamic=True), "words": partial(second, dynamic=False)}[name]
         editor = Editor(policy.small_writer(tokenizer), tokenizer)
         editor.load_state_dict(lab.trained(name, make, seed), strict=False)
         return editor
@@ -234,14 +206,10 @@ def experiment(lab: Lab) -> Comparison:
         seen = read(images, judge)
         return test.complete(images, judge=judge) * np.array([scene.style == LOOK for scene in seen])
 
-    return lab.compare(
-        {
-            "pae": lambda seed: images("pae", True, seed),
-            "stage 1": lambda seed: images("first", False, seed),
-            "words only": lambda seed: images("words", False, seed),
-            "weights 1 and ranges 0 to 1": lambda seed: images("pae", False, seed),
-        },
-        metric=dressed,
-        expect="pae > stage 1, pae > words only",
-        control="weights 1 and ranges 0 to 1",
-    )
+    arms = {
+        "pae": partial(images, "pae", True),
+        "stage 1": partial(images, "first", False),
+        "words only": partial(images, "words", False),
+        "weights 1 and ranges 0 to 1": partial(images, "pae", False),
+    }
+    return lab.compare(arms, dressed, expect="pae > stage 1, pae > words only", control="weights 1 and ranges 0 to 1")

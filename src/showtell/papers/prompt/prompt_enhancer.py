@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from showtell.language import LanguageModel
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN, SIDES
 from showtell.train import policy
-from showtell.train.grpo import grpo as group_relative
+from showtell.train.grpo import grpo
 from showtell.world import Scene, sample
 from showtell.world.language.awkward import awkward
 from showtell.world.questions import Question
@@ -112,9 +112,6 @@ def align_score(checks: Sequence[Sequence[Question]], right: Callable[[list[Any]
     return torch.tensor([np.mean([np.mean(p) for p in found.values()]) if found else 0.0 for found in points]).float()
 
 
-# --- training ------------------------------------------------------------------------------------------
-
-
 def triples(lm: LanguageModel, scenes: Sequence[Scene], seed: int = 0) -> list[tuple[str, str]]:
     """(awkward prompt, thoughts and rewrite) of the scenes whose caption the language model reads back as it was."""
     found, pick = [], random.Random(seed)
@@ -128,29 +125,16 @@ def triples(lm: LanguageModel, scenes: Sequence[Scene], seed: int = 0) -> list[t
     return found
 
 
-def grpo(
-    model: Any, tokenizer: Any, prompts: Sequence[str], reward: Callable[[list[str], list[str]], Tensor],
-    **settings: Any,
-) -> Any:  # fmt: skip
-    """Group-relative policy optimisation of a rewriter, in place. reward(rewrites, original prompts) -> (n,).
-
-    settings: of `showtell.train.grpo.grpo`.
-    """
-    return group_relative(model, tokenizer, prompts, reward, asked, answer_of, **settings)
-
-
 TRIPLES, IMITATION, ROUNDS, BATCH, GROUP = 600, 400, 30, 4, 8
 
 
 def experiment(lab: Lab) -> Comparison:
     bridge, vlm, test, lm = lab.base("unet"), lab.base("vlm"), lab.prompts("pairs"), language.load()
     two: dict[str, Any] = {"objects": 2, "distinct": ("shape", "colour"), "relation": SIDES, **PLAIN}
-    scenes = sample(TRIPLES + TRIPLES // 4, lab.seed, "train", **two)
-    taught, practised = scenes[:TRIPLES], scenes[TRIPLES:]
-    pick = random.Random(lab.seed)
+    scenes, pick = sample(TRIPLES + TRIPLES // 4, lab.seed, "train", **two), random.Random(lab.seed)
     hard = [awkward(scene, pick) for scene in test.scenes]
-    plain = {awkward(scene, random.Random(i)): scene.caption() for i, scene in enumerate(practised)}
-    lessons = triples(lm, taught, lab.seed)
+    plain = {awkward(scene, random.Random(i)): scene.caption() for i, scene in enumerate(scenes[TRIPLES:])}
+    lessons = triples(lm, scenes[:TRIPLES], lab.seed)
     tokenizer = policy.word_tokenizer([*(" ".join(pair) for pair in lessons), *hard, *plain], TAGS)
 
     def reward(rewrites: list[str], prompts: list[str]) -> Tensor:
@@ -161,18 +145,23 @@ def experiment(lab: Lab) -> Comparison:
         return policy.imitate(policy.small_writer(tokenizer, seed=seed), tokenizer, lessons, IMITATION, seed=seed)
 
     def enhanced(seed: int, shuffled: bool) -> Any:
-        sizes = {"rounds": ROUNDS, "batch": BATCH, "group": GROUP}  # the rate is that of a far smaller model
+        sizes = {
+            "rounds": ROUNDS,
+            "batch": BATCH,
+            "group": GROUP,
+            "lr": 2e-4,
+        }  # the rate is that of a far smaller model
         start = made("supervised", seed)
-        return grpo(start, tokenizer, list(plain), reward, lr=2e-4, shuffled=shuffled, seed=seed, **sizes)
+        return grpo(start, tokenizer, list(plain), reward, asked, answer_of, shuffled=shuffled, seed=seed, **sizes)
 
     def made(name: str, seed: int) -> Any:
-        make = {
+        learn = {
             "supervised": supervised,
-            "enhanced": lambda s: enhanced(s, False),
-            "shuffled": lambda s: enhanced(s, True),
+            "enhanced": partial(enhanced, shuffled=False),
+            "shuffled": partial(enhanced, shuffled=True),
         }[name]
         model = policy.small_writer(tokenizer)
-        model.load_state_dict(lab.trained(name, make, seed), strict=False)
+        model.load_state_dict(lab.trained(name, learn, seed), strict=False)
         return model
 
     @cache
@@ -180,14 +169,11 @@ def experiment(lab: Lab) -> Comparison:
         using = [PromptEnhancer(rewriter(made(name, seed), tokenizer))] if name else []
         return bridge.generate(hard, using=using, seed=seed)
 
-    return lab.compare(
-        {
-            "prompt enhancer": lambda seed: images("enhanced", seed),
-            "supervised": lambda seed: images("supervised", seed),
-            "original prompt": lambda seed: images("", seed),
-            "shuffled rewards": lambda seed: images("shuffled", seed),
-        },
-        metric=test.true_facts,
-        expect="prompt enhancer > supervised > original prompt",
-        control="shuffled rewards",
-    )
+    arms = {
+        "prompt enhancer": partial(images, "enhanced"),
+        "supervised": partial(images, "supervised"),
+        "original prompt": partial(images, ""),
+        "shuffled rewards": partial(images, "shuffled"),
+    }
+    expect = "prompt enhancer > supervised > original prompt"
+    return lab.compare(arms, metric=test.true_facts, expect=expect, control="shuffled rewards")

@@ -11,8 +11,8 @@ of 5.
 Scaled down: nothing is begun from a trained language model, so there are no stages; the encoder is a small CLIP of the
 world, trained once for all seeds and then frozen; 4x4 tokens of an exact codebook, which enter by a table instead of
 two layers over their vectors. The shared semantic tokenizer is a codebook of that encoder's features with a decoder of
-its own; Muon, which learns from fewer pictures than AdamW. Left out for their time: models that only read or only
-write, as upper bounds.
+its own; Muon, which learns from fewer pictures than AdamW. In drawing 5 points may be lost, where the row says 2, as so
+few pictures tell no less. Left out for their time: models that only read or only write, as upper bounds.
 """
 
 from __future__ import annotations
@@ -32,19 +32,9 @@ from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import complete, score_images
 from showtell.train.batches import Pool
-from showtell.train.image_text import drawing_loss, reading_loss
+from showtell.train.image_text import drawing_loss, reading_loss, with_two_encoders
 from showtell.train.trainer import QUICK, fit
-from showtell.train.unified import (
-    FEW,
-    World,
-    fit_clip,
-    fit_semantic_vq,
-    miniature,
-    semantic_vq,
-    small_clip,
-    token_loss,
-)
-from showtell.world import Scene
+from showtell.train.unified import FEW, World, fit_clip, fit_semantic_vq, miniature, semantic_vq, small_clip, token_loss
 
 EXAMPLE = """
 import showtell
@@ -55,9 +45,6 @@ images = bridge.generate(["a red ring", "a blue star"], guidance_scale=5, seed=0
 loss = janus_loss(bridge, images, ["what is it?"] * 2, ["a ring", "a star"], ["a red ring", "a blue star"])
 before = swap_encoder(bridge, showtell.load("openai/clip-vit-large-patch14-336").model.vision_model)
 """
-
-
-# --- the loss, on any bridge that reads and writes pictures ----------------------------------------------------------
 
 
 def janus_loss(
@@ -91,26 +78,20 @@ def swap_encoder(bridge: Any, encoder: Any) -> nn.Module:
     Raises ShowtellError for bridges other than Janus and image-text models with an `eye`, and where the number of
     features is not the number of places in a prompt.
     """
-    model: Any = getattr(getattr(bridge, "decoder", None), "model", None)
-    inner: Any = getattr(model, "model", None)
-    own, config = getattr(model, "eye", None), encoder.config
-    if own is None and not hasattr(inner, "generation_head"):
-        raise ShowtellError(f"{bridge.name} has no encoder of its own for reading; take Janus.")
+    model = with_two_encoders(bridge)
+    own, inner, config = getattr(model, "eye", None), model.model, encoder.config
     places = bridge.teller.processor.num_image_tokens if own is None else model.config.side**2
     count = (config.image_size // config.patch_size) ** 2
     if count != places:
         raise ShowtellError(f"the encoder gives {count} features, the model reads {places}; use other patches.")
     width, like = model.get_input_embeddings().embedding_dim, model.get_input_embeddings().weight
     adaptor = nn.Sequential(nn.Linear(config.hidden_size, width), nn.GELU(), nn.Linear(width, width)).to(like)
-    before = inner.vision_model if own is None else own
     if own is None:
-        inner.vision_model, inner.aligner = Places(encoder, places).to(like), adaptor
+        own, inner.vision_model, inner.aligner = inner.vision_model, Places(encoder, places).to(like), adaptor
     else:
         model.eye, model.adaptor = Places(encoder, places).to(like), adaptor
-    return before
+    return own
 
-
-# --- the experiment --------------------------------------------------------------------------------------------------
 
 SCENES, STEPS, BATCH = 8000, 400, 64
 CLIP_STEPS, DECODER_STEPS, CODES, GUIDANCE = 400, 300, 1024, 5.0
@@ -119,9 +100,8 @@ ARMS = ("decoupled", "shared tokens", "shared semantic tokens", "random encoder"
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    @cache
-    def pictures() -> list[Scene]:
-        return WORLD.scenes(SCENES, 0, objects=(1, 2), **FEW)
+    pictures = cache(lambda: WORLD.scenes(SCENES, 0, objects=(1, 2), **FEW))
+    pool = cache(lambda vq: WORLD.mixed(pictures(), BATCH, vq=vq))
 
     @cache
     def captions() -> Pool:
@@ -137,39 +117,28 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     @cache
     def semantic() -> Any:
-        def make() -> Any:
-            shown = WORLD.pixels(pictures()[: SCENES // 4])
-            return fit_semantic_vq(semantic_vq(eye(), CODES), shown, captions(), DECODER_STEPS)
+        def learn(model: Any, seed: int) -> None:
+            fit_semantic_vq(model, WORLD.pixels(pictures()[: SCENES // 4]), captions(), DECODER_STEPS)
 
-        model = semantic_vq(eye(), CODES)
-        model.load_state_dict(lab.trained("semantic tokenizer", make, shared=True))
-        return model.eval().requires_grad_(False)
-
-    def tokens(name: str) -> Any:
-        return semantic() if name == "shared semantic tokens" else None
-
-    @cache
-    def pool(vq: Any) -> Pool:
-        return WORLD.mixed(pictures(), BATCH, vq=vq)
-
-    def model_of(name: str, seed: int) -> Any:
-        model: Any = miniature(WORLD, seed, eye=name in ("decoupled", "random encoder"), vq=tokens(name))
-        if model.eye is not None:
-            model.eye.requires_grad_(False)
-        if name == "decoupled":
-            model.eye.load_state_dict(eye().state_dict())
-        return model
+        blank: Any = partial(semantic_vq, eye(), CODES)
+        return lab.network("semantic tokenizer", blank, learn, shared=True).requires_grad_(False)
 
     @cache
     def bridge(name: str, seed: int) -> Any:
-        def make(seed: int) -> Any:
-            model = model_of(name, seed)
-            fit(model, token_loss, pool(tokens(name)), steps=STEPS, seed=seed, **QUICK)
+        vq = semantic() if name == "shared semantic tokens" else None
+
+        def blank(seed: int) -> Any:
+            model: Any = miniature(WORLD, seed, eye=name in ("decoupled", "random encoder"), vq=vq)
+            if model.eye is not None:
+                model.eye.requires_grad_(False)
+            if name == "decoupled":
+                model.eye.load_state_dict(eye().state_dict())
             return model
 
-        model = model_of(name, seed)
-        model.load_state_dict(lab.trained(name, make, seed, shared=True))
-        return bridge_of(model, WORLD.tokenizer)
+        def learn(model: Any, seed: int) -> None:
+            fit(model, token_loss, pool(vq), steps=STEPS, seed=seed, **QUICK)
+
+        return bridge_of(lab.network(name, blank, learn, seed, shared=True), WORLD.tokenizer)
 
     scenes = WORLD.scenes(lab.n, lab.seed, lab.split, objects=2, **FEW)
     prompts, questions = [scene.caption() for scene in scenes], WORLD.questions(scenes, lab.seed)
@@ -190,7 +159,6 @@ def experiment(lab: Lab) -> list[Comparison]:
         ),
         lab.compare(
             arms(drawn, *ARMS[:3]), partial(score_images, complete, scenes=scenes), name="things right", texts=prompts,
-            trained=True,
-            expect="decoupled > shared tokens - 0.05, decoupled > shared semantic tokens",
+            expect="decoupled > shared tokens - 0.05, decoupled > shared semantic tokens", trained=True,
         ),
     ]  # fmt: skip
