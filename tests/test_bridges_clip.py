@@ -75,6 +75,20 @@ def test_a_vector_does_not_depend_on_its_batch(folder: Path) -> None:
     assert (bridge.embed(pixels(), batch_size=2) - bridge.embed(pixels())).abs().max() < 1e-5
 
 
+def test_lengths_and_depths(folder: Path) -> None:
+    bridge: Any = showtell.load(folder)
+    found = bridge.embed(texts=TEXTS, unit=False)
+    assert (found.norm(dim=-1) - 1).abs().min() > 1e-3
+    assert torch.allclose(torch.nn.functional.normalize(found, dim=-1), bridge.embed(texts=TEXTS), atol=1e-6)
+    one, two = bridge.depths(pixels(), 2)
+    [last] = bridge.depths(pixels(), 1)
+    assert one.shape == two.shape == (3, 5 if folder.name == "clip" else 4, 16)
+    assert torch.equal(last, two) and not torch.allclose(one, two, atol=1e-3)
+    for count in (0, 3):
+        with pytest.raises(ShowtellError, match="ask for 1 to 2"):
+            bridge.depths(pixels(), count)
+
+
 def test_pixels_with_gradients(folder: Path) -> None:
     """The same vectors as of pictures that need no resizing; a step up the slope brings an image nearer to a text."""
     bridge: Any = showtell.load(folder)

@@ -9,7 +9,7 @@ import pytest
 
 from showtell.errors import ShowtellError
 from showtell.measure import concepts
-from showtell.measure.concepts import Concept, ConceptPrompts, concept
+from showtell.measure.concepts import Concept, ConceptPrompts, concept, shown_by
 from showtell.measure.prompts import prompt_set
 from showtell.measure.scores import read
 from showtell.world import Scene, SceneObject
@@ -59,3 +59,19 @@ def test_scores_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scored(other, background="sand") == (0.0, round(2 / 3, 4), 0.0)
     # The concept's look has come over the other thing.
     assert scored(dotted, replace(other, texture="dotted"))[1] == round(2 / 3, 4)
+
+
+def test_metrics_of_prompts_that_differ_from_seed_to_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def read_by(images: Any, judge: str) -> list[Scene]:
+        asked.append(judge)
+        return images
+
+    monkeypatch.setattr(concepts, "read", read_by)
+    for thing in (STAR.thing, replace(STAR.thing, colour="red")):
+        found = ConceptPrompts(Concept(thing), prompt_set("pairs", 1))
+        images = [Scene((STAR.thing, found.others[0]))]
+        assert shown_by("identity")((found, images)) == found.identity(images)
+        assert shown_by("both")((found, images), judge="second") == found.both(images)
+    assert shown_by("rest").__name__ == "rest" and "second" in asked

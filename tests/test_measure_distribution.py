@@ -12,7 +12,7 @@ from showtell.bridges.base import Bridge
 from showtell.data.degrade import degrade
 from showtell.errors import ShowtellError, UnsupportedError
 from showtell.measure import distribution as sets
-from showtell.measure.cost import cost, counted, network_of, parameters, peak_memory
+from showtell.measure.cost import cost, counted, network_of, operations, parameters, peak_memory
 from showtell.measure.likeness import (
     clip_score,
     directional_likeness,
@@ -179,6 +179,7 @@ def test_cost_by_hand() -> None:
 
     found = cost(call, layer)
     assert (found.nfe, found.rows, found.flops) == (2, 8, 2 * 8 * 10 * 20) and found.seconds > 0
+    assert operations(call) == found.flops
     assert cost(lambda: None, layer).nfe == 0 and parameters(layer, nn.ModuleList([layer])) == 200
     with counted([layer]) as calls:
         layer(input=torch.ones(7, 10))

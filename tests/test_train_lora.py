@@ -10,7 +10,7 @@ import torch
 import showtell
 import tiny
 from showtell.errors import ShowtellError
-from showtell.train.lora import Adapted, add_lora, load_lora, lora_weights, merge_lora, train_lora
+from showtell.train.lora import ATTENTION, Adapted, add_lora, load_lora, lora_size, lora_weights, merge_lora, train_lora
 from unet_variants import pictures
 
 
@@ -64,3 +64,11 @@ def test_what_is_refused(bridge: Any) -> None:
         lora_weights(bridge, "a")
     with pytest.raises(ShowtellError, match="no place"):
         load_lora(bridge, {"conv_in.lora_A.a.weight": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("layers", [ATTENTION, ("proj_out", "conv1")])
+def test_sizes_are_known_beforehand(bridge: Any, layers: tuple[str, ...]) -> None:
+    """Of linear layers and of convolutions, wider than a pixel too."""
+    wanted = lora_size(bridge, layers, rank=3)
+    add_lora(bridge, "a", 3, layers)
+    assert wanted == sum(value.numel() for value in lora_weights(bridge, "a").values()) > 0

@@ -20,8 +20,9 @@ import test_bridges_emu3
 import test_bridges_janus
 from showtell.errors import ShowtellError
 from showtell.measure.stability import signs_of_divergence as signs
+from showtell.nets.norms import HeadNorm, NormedAfter
 from showtell.papers.unify import chameleon as module
-from showtell.papers.unify.chameleon import HeadNorm, NormedAfter, chameleon_loss, stabilise, z_loss
+from showtell.papers.unify.chameleon import chameleon_loss, stabilise, z_loss
 
 
 def decoder(name: str) -> Any:

@@ -18,6 +18,7 @@ from showtell.errors import ShowtellError
 from showtell.papers.represent import clip as module
 from showtell.papers.represent.clip import classifier, contrast, ranks, zero_shot
 from showtell.train.bag_of_words import BagOfWords, predict_words
+from showtell.train.narrow_models import narrow_clip, narrow_clip_bridge
 from showtell.train.pairs import cropped, pairs_of
 from showtell.train.probes import linear_probe
 from test_bridges_clip import make
@@ -141,6 +142,17 @@ def test_bags_of_words() -> None:
     batch = pairs_of(bridge, pictures(), TEXTS)
     fits = made.fits(torch.from_numpy(batch["pixels"]), torch.from_numpy(batch["ids"]))
     assert fits.argmax(dim=1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_bridge_over_narrow_pictures() -> None:
+    """A picture of its own size goes in as it is, in [-1, 1]; a larger one is scaled, not cut."""
+    bridge = narrow_clip_bridge(narrow_clip(0, 64, 1))
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    large = image.repeat(2, axis=0).repeat(2, axis=1)
+    [own] = pairs_of(bridge, [image], TEXTS[:1])["pixels"]
+    [same] = pairs_of(bridge, [large], TEXTS[:1])["pixels"]
+    assert np.allclose(own, image.transpose(2, 0, 1) / 127.5 - 1, atol=1e-5)
+    assert same.shape == own.shape and np.corrcoef(same.ravel(), own.ravel())[0, 1] > 0.9
 
 
 def test_templates_need_a_place_for_the_name() -> None:

@@ -16,12 +16,9 @@ import test_bridges_ltx
 import test_bridges_wan
 from bridge_family import shared
 from showtell.bridges.base import Technique
-from showtell.measure.dressing import redressed
 from showtell.papers.control import ctrl_x
-from showtell.papers.control.ctrl_x import CtrlX, dressed, layers_of
-from showtell.steer.adain import GlobalAdaIN, normal
+from showtell.papers.control.ctrl_x import CtrlX, layers_of
 from showtell.steer.recurrence import renoised
-from showtell.world import Scene
 
 FREE = {"recurrence": (0.0, 0.0, 0)}
 VIDEO = {
@@ -92,22 +89,6 @@ def test_it_attaches(name: str) -> None:
     own = run_on(name, Own(picture, picture, attended=False, **FREE))
     assert torch.allclose(own, plain, atol=2e-3), float((own - plain).abs().max())
     assert torch.isfinite(run_on(name, CtrlX(picture, recurrence=(0.0, 0.5, 2)))).all()
-
-
-def test_places_take_what_they_attend_to() -> None:
-    generator = torch.Generator().manual_seed(0)
-    own, other = (torch.randn(1, 2, 6, 3, generator=generator) for _ in range(2))
-    flat = torch.full((1, 2, 6, 6), 1 / 6)
-    moved = dressed(own, other, flat)
-    assert torch.allclose(moved.mean(2), other.mean(2), atol=1e-5)
-    assert torch.allclose(moved.std(2, correction=0), other.std(2, correction=0), atol=1e-4)
-    assert torch.allclose(normal(moved), normal(own), atol=1e-4)
-    order = torch.randperm(6, generator=generator)
-    one = torch.eye(6)[order].expand(1, 2, 6, 6)
-    assert torch.allclose(dressed(own, other, one), other[:, :, order], atol=1e-3), "no spread around a single place"
-    # By hand: a place that sees 0 and 2 half and half has mean 1 and deviation 1.
-    found = dressed(torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.0], [2.0]]), torch.full((2, 2), 0.5))
-    assert torch.allclose(found, torch.tensor([[0.0], [2.0]]))
 
 
 def test_layers_of_sdxl() -> None:
@@ -188,24 +169,6 @@ def test_prompts_of_the_branches() -> None:
         sampled("sd", control, Told())
         wanted = bridge_of("sd").encode(PROMPTS if prompt is None else [prompt] * 2).tokens
         assert torch.equal(texts[0], wanted)
-
-
-def test_global_adain() -> None:
-    picture = 3 + 2 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
-    found = sampled("sd", GlobalAdaIN(picture))
-    assert torch.allclose(found.mean((2, 3)), picture.mean((2, 3)).expand(2, 4), atol=1e-4)
-    assert torch.allclose(found.std((2, 3), correction=0), picture.std((2, 3), correction=0).expand(2, 4), atol=1e-4)
-    assert torch.allclose(normal(found.flatten(2).mT), normal(sampled("sd").flatten(2).mT), atol=1e-3)
-
-
-def test_redressed() -> None:
-    scene = Scene.parse("a red ring left of a blue star")
-    [grey], [other], [wanted] = redressed([scene])
-    assert {thing.colour for thing in grey.objects} == {"grey"}
-    for a, g, o, w in zip(scene.objects, grey.objects, other.objects, wanted.objects, strict=True):
-        assert (g.x, g.y, g.shape) == (a.x, a.y, a.shape) == (w.x, w.y, w.shape) and (o.x, o.y) == (1 - a.x, 1 - a.y)
-        assert (o.colour, o.texture) == (w.colour, w.texture) and w.colour != "grey"
-    assert redressed([scene]) == redressed([scene])
 
 
 def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> None:

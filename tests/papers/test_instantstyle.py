@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hosts import PROMPTS, hosts, keywords
-from laboratory import Laboratory
-from worlds import bright
+from worlds import WorldLab, bright
 
 import showtell
 import test_bridges_clip
@@ -19,6 +18,7 @@ from bridge_family import fresh, shared
 from showtell.bridges.base import Technique
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
+from showtell.measure.styling import StyleTask
 from showtell.papers.personalize import instantstyle
 from showtell.papers.personalize.instantstyle import InstantStyle, blocks_of, sweep
 from showtell.train import ip_adapter
@@ -71,7 +71,8 @@ def test_content_is_subtracted() -> None:
 
 def test_content_by_a_clip_bridge() -> None:
     class Stub:
-        def _texts(self, texts: list[str]) -> torch.Tensor:
+        def embed(self, texts: list[str], unit: bool) -> torch.Tensor:
+            assert not unit
             return torch.stack([torch.full((32,), float(len(text))) for text in texts])
 
     plain, moved = Seen(), Seen()
@@ -144,12 +145,11 @@ def test_the_example_and_the_experiment_run(monkeypatch: pytest.MonkeyPatch) -> 
     for name, small in {"SCENES": 4, "TRAINING": 2}.items():
         monkeypatch.setattr(instantstyle, name, small)
     for metric in ("style", "content_leaked", "style_without_content"):
-        monkeypatch.setattr(instantstyle.Task, metric, lambda self, images, judge=None: bright(images))
-    lab = Laboratory(bases={"clip": ClipBridge(*test_bridges_clip.make("clip"))}, seeds=1)
+        monkeypatch.setattr(StyleTask, metric, lambda self, images, judge=None: bright(images))
+    lab = WorldLab(bases={"clip": ClipBridge(*test_bridges_clip.make("clip"))}, seeds=1)
+    lab.n = 3
     best, leaked = instantstyle.experiment(lab)
     assert next(iter(best.scores)) == "instantstyle" and best.control == "another block" and leaked.control is None
-    task = instantstyle.Task(lab.prompts("styles"))
-    assert task.texts == ["a green square", "a blue star"] and task.content[0] == "a red ring and a blue star"
 
     bridge: Any = showtell.load(fresh(MAKERS["sdxl"]))
     monkeypatch.setattr(bridge.pipeline, "load_ip_adapter", lambda *a, **k: None, raising=False)

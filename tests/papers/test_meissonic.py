@@ -203,9 +203,10 @@ def test_experiment_runs_through(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SCENES": 8, "STEPS": 2, "BATCH": 4}.items():
         monkeypatch.setattr(module, name, value)
     lab: Any = Laboratory(seeds=1, bases={"vq": shared(test_bridges_amused.pipeline).vqvae})
-    told, clean = (found for found in module.experiment(lab))
+    told, clean, work = (found for found in module.experiment(lab))
     assert told.scores["meissonic"].shape == (1, 2) and told.control == "wrong rate"  # type: ignore[attr-defined]
     assert set(clean.scores) == {*module.ARMS, "low score"}  # type: ignore[attr-defined]
+    assert (work.scores["uncompressed"] > 2 * work.scores["meissonic"]).all()  # type: ignore[attr-defined]
 
 
 def test_example(monkeypatch: pytest.MonkeyPatch) -> None:

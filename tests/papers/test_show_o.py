@@ -12,9 +12,12 @@ from laboratory import Laboratory
 from worlds import bright
 
 import small_unified
+from showtell.bridges.base import Technique
 from showtell.errors import ShowtellError
 from showtell.papers.unify import show_o as module
-from showtell.papers.unify.show_o import InGroups, extend, inpaint, tokens_of
+from showtell.papers.unify.show_o import extend, inpaint, tokens_of
+from showtell.steer.boxes import grown
+from showtell.steer.decoding import InGroups
 from showtell.world import Scene
 
 PROMPTS = ["a red circle", "a blue star"]
@@ -77,7 +80,7 @@ def test_groups_need_fewer_passes_and_know_the_groups_before() -> None:
     assert seen == [4, 7, 7, 7], "what opens the image or the group before, and guesses"
     assert torch.equal(made[:, 0, 0], plain[:, 0, 0]) and not torch.equal(made, plain)
 
-    class Force(module.Technique):
+    class Force(Technique):
         def tokens(self, run: Any, tokens: torch.Tensor) -> torch.Tensor:
             return made.flatten(1)[:, run.step] if run.step < 4 else tokens
 
@@ -89,7 +92,7 @@ def test_groups_obey_the_hooks_of_every_token() -> None:
     """A technique sees guided logits and the chosen token of each place, in their order, and has the last word."""
     bridge, seen = small_unified.bridge(), list[tuple[str, int]]()
 
-    class Only(module.Technique):
+    class Only(Technique):
         def logits(self, run: Any, logits: torch.Tensor) -> torch.Tensor:
             seen.append(("logits", run.step))
             assert torch.allclose(logits, run.unconditional + run.guidance * (run.conditional - run.unconditional))
@@ -109,15 +112,13 @@ def test_another_thing_in_the_place_of_the_last() -> None:
     made = module.WORLD.replaced(scene, other)
     assert made.objects[0] == scene.objects[0] and made.objects[1].x == scene.objects[1].x
     assert (made.objects[1].shape, made.objects[1].colour) == ("heart", "green")
-    box = module.around(np.array([0.25, 0.5, 0.5, 0.75]))
-    assert box == pytest.approx((0.2, 0.45, 0.55, 0.8))
 
 
 def test_holes_take_all_of_a_thing() -> None:
     """In the experiment's world, every token that differs from the blank background lies in its thing's hole."""
     own = module.WORLD
     for scene in own.scenes(20, 3, objects=1):
-        hole = module.around(module.boxes(scene)[0])
+        hole = grown(tuple(module.boxes(scene)[0].tolist()), module.MARGIN)
         codes = own.codes([scene]).view(8, 8)
         middles = (torch.arange(8) + 0.5) / 8
         rows, columns = (middles >= hole[1]) & (middles <= hole[3]), (middles >= hole[0]) & (middles <= hole[2])

@@ -15,9 +15,10 @@ from torch import Tensor
 from showtell.bridges.clip import ClipBridge
 from showtell.errors import ShowtellError
 from showtell.nets.cell_codes import CellEmbed, DepthHead
-from showtell.nets.contrastive_tokenizer import ContrastiveTokenizer
+from showtell.nets.contrastive_tokenizer import AttentionFactor, ContrastiveTokenizer
+from showtell.nets.multi_codebook import MultiCodebook, usage
 from showtell.papers.represent import unitok as module
-from showtell.papers.represent.unitok import AttentionFactor, MultiCodebook, unitok, unitok_loss, usage
+from showtell.papers.represent.unitok import unitok, unitok_loss
 from showtell.train.trainer import fit
 from test_bridges_clip import make
 from test_bridges_vlm import MAKERS

@@ -31,15 +31,17 @@ class ClipBridge(Bridge):
         texts: str | Sequence[str] | None = None,
         *,
         batch_size: int = 64,
+        unit: bool = True,
         **more: Any,
     ) -> torch.Tensor:
         """Unit vectors, (n, d), of images or of texts; their dot product is the cosine similarity.
 
+        unit: False gives them at the length that the model gives them.
         Texts beyond the encoder's limit are cut, with a warning that names the words.
         Raises ShowtellError: both or neither given, or a further keyword.
         """
         if more:
-            raise ShowtellError(f"embed of {self.name} does not take {', '.join(sorted(more))}; only batch_size.")
+            raise ShowtellError(f"embed of {self.name} does not take {', '.join(sorted(more))}; only batch_size, unit.")
         if (images is None) == (texts is None):
             raise ShowtellError("embed takes images=... or texts=..., one of the two.")
         items = pictures(images) if texts is None else as_list(texts)
@@ -47,7 +49,21 @@ class ClipBridge(Bridge):
             raise ShowtellError("texts must be a string or a non-empty list of strings.")
         encode = self._images if texts is None else self._texts
         parts = [encode(items[i : i + batch_size]) for i in range(0, len(items), batch_size)]
-        return normalize(torch.cat(parts).float(), dim=-1)
+        vectors = torch.cat(parts).float()
+        return normalize(vectors, dim=-1) if unit else vectors
+
+    @torch.no_grad()
+    def depths(self, images: Any, count: int) -> list[torch.Tensor]:
+        """What the image encoder makes of images at `count` even depths, the last layer last: (n, tokens, width) each.
+
+        Raises ShowtellError for fewer than 1 or more than the encoder has layers.
+        """
+        inputs = self.processor.image_processor(pictures(images), return_tensors="pt")
+        states = self.model.vision_model(**to_device(inputs, self.model), output_hidden_states=True).hidden_states
+        layers = len(states) - 1
+        if not 1 <= count <= layers:
+            raise ShowtellError(f"an image encoder of {layers} layers has no {count} depths; ask for 1 to {layers}.")
+        return [states[round(layers * (i + 1) / count)] for i in range(count)]
 
     def embed_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Unit vectors, (n, d), of pixels (n, 3, height, width) in [0, 1], with gradients to the pixels.

@@ -7,7 +7,7 @@ show it alone, and prompts put it beside other things under a word of its own.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,6 +108,21 @@ class ConceptPrompts:
         if len(seen) != len(self):
             raise ShowtellError(f"{len(seen)} images for {len(self)} prompts; give one per prompt")
         return seen
+
+
+def shown_by(metric: str) -> Callable[..., np.ndarray]:
+    """A metric of `ConceptPrompts` ("identity", "rest" or "both") for arms whose concept differs from seed to seed.
+
+    They return the prompts with their pictures, (ConceptPrompts, images).
+    """
+
+    def score(found: tuple[ConceptPrompts, Any], judge: Any = "first") -> np.ndarray:
+        prompts, images = found
+        values: np.ndarray = getattr(prompts, metric)(images, judge)
+        return values
+
+    score.__name__ = metric
+    return score
 
 
 def _another(value: str, values: Sequence[str] = SHAPES) -> str:

@@ -97,6 +97,13 @@ def counted(networks: Sequence[nn.Module]) -> Iterator[list[int]]:
             hook.remove()
 
 
+def operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of one run of `call()`: `Cost.flops` without the other runs that `cost` makes."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
 def peak_memory(call: Callable[[], Any]) -> int:
     """Bytes: the most that tensors made during `call()` held at one time, on all devices together."""
     with _Live() as live:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from showtell.world import Scene
+from showtell.world.language.english import a
 from showtell.world.scene import COLOURS, TEXTURES
 
 
@@ -29,6 +30,11 @@ def redressed(scenes: Sequence[Scene], seed: int = 0) -> tuple[list[Scene], list
         found.append(tuple(replace(scene, objects=tuple(things)) for things in (plain, moved, worn)))
     grey, other, wanted = zip(*found, strict=True)
     return list(grey), list(other), list(wanted)
+
+
+def things_of(scene: Scene) -> str:
+    """A scene's things by colour and shape, not where they are nor of what texture: "a red ring and a blue star"."""
+    return " and ".join(a({"colour": thing.colour, "shape": thing.shape}) for thing in scene.objects)
 
 
 def layout_and_look(wanted: Sequence[Scene]) -> Callable[..., np.ndarray]:

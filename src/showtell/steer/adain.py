@@ -12,6 +12,18 @@ def normal(x: Tensor) -> Tensor:
     return (x - x.mean(-2, keepdim=True)) / x.std(-2, keepdim=True, correction=0).clamp(min=1e-6)
 
 
+def attended(own: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+    """Features (..., tokens, channels) that take mean and deviation, at every place, from the places of others that it
+    attends to (attention-weighted AdaIN of Ctrl-X, arXiv 2406.07540, equations 4 to 6).
+
+    other: (..., tokens', channels). weights: (..., tokens, tokens') that sum to one over tokens'; where they are the
+    same everywhere, it is AdaIN.
+    """
+    mean = weights @ other
+    deviation = (weights @ other.square() - mean.square()).clamp(min=0).sqrt()
+    return deviation * normal(own) + mean
+
+
 class GlobalAdaIN(Technique):
     """At the end every channel of the latents takes the mean and deviation of a picture's.
 

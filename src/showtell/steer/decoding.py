@@ -14,7 +14,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from ..bridges.base import Run, Technique, as_list
+from ..bridges.base import Run, Technique, apply_hooks, as_list
+from ..bridges.decoding import steered
 from ..errors import ShowtellError
 
 
@@ -127,6 +128,36 @@ class TokenControl(Technique):
         if self.allowed is not None:
             logits = constrained(logits, self.allowed)
         return shaped(logits, self.temperature, self.top_k, self.top_p)
+
+
+class InGroups(Technique):
+    """A model that writes token by token has to write equal groups of them at once: the baseline of parallel decoding.
+
+    passes: through the model; as many as there are tokens, or more, change nothing. Of its own group a token knows
+    nothing; in the place of those before it stands the last known token. Raises ShowtellError for less than one.
+    """
+
+    def __init__(self, passes: int = 12) -> None:
+        if passes < 1:
+            raise ShowtellError(f"passes={passes}: use 1 or more.")
+        self.passes = passes
+
+    def decode(self, run: Any, decoder: Any) -> torch.Tensor:
+        names = ["text"] if run.negative is None else ["negative", "text"]
+        known, tokens = run.own["next"], torch.zeros(len(run.prompts), 0, dtype=torch.long, device=decoder.device)
+        for group in torch.arange(run.steps).tensor_split(min(self.passes, run.steps)):
+            guesses = known[:, -1:].expand(-1, len(group) - 1, -1)
+            logits = decoder.several(run, names, torch.cat([known, guesses], dim=1))[:, -len(group) :]
+            keep = torch.ones_like(run.own["mask"], dtype=torch.bool)
+            keep[:, keep.shape[1] - guesses.shape[1] :] = False
+            decoder.forget(run, keep)
+            parts, chosen = dict(zip(names, logits.chunk(len(names)), strict=True)), list[torch.Tensor]()
+            for j, run.step in enumerate(group.tolist()):
+                ready = steered(run, decoder, parts["text"][:, j], parts["negative"][:, j] if len(parts) > 1 else None)
+                chosen.append(apply_hooks(run, "tokens", decoder.choose(run, ready)))
+            tokens = torch.cat([tokens, torch.stack(chosen, dim=1)], dim=1)
+            known = torch.cat([decoder.embed(run, one) for one in chosen], dim=1)
+        return tokens
 
 
 class UnmaskingOrder(Technique):

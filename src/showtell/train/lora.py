@@ -25,6 +25,13 @@ def add_lora(bridge: Any, name: str, rank: int = 8, layers: Collection[str] = AT
     use_lora(bridge, name)
 
 
+def lora_size(bridge: Any, layers: Collection[str] = ATTENTION, rank: int = 1) -> int:
+    """How many numbers a LoRA of this rank would have on these layers of a denoiser that has none yet."""
+    ends = tuple(f".{layer}" for layer in layers)
+    found = [one.weight for name, one in bridge.adapter.denoiser.named_modules() if f".{name}".endswith(ends)]
+    return rank * sum(weight.shape[0] + weight[0].numel() for weight in found)
+
+
 def use_lora(bridge: Any, name: str | None) -> None:
     """Puts one of the denoiser's LoRAs in use, or none, which is the model as it was; only that one may train."""
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from showtell.bridges.clip import ClipBridge
 from showtell.bridges.loading import load
 from showtell.train.bases import seeing, text
 from showtell.train.narrow import SIDE, short_text
@@ -119,3 +120,12 @@ def narrow_clip(seed: int, width: int = 64, layers: int = 3, patch: int = 8) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIPModel(CLIPConfig(text_config=told, vision_config=seen, projection_dim=width))
+
+
+def narrow_clip_bridge(model: Any) -> ClipBridge:
+    """The bridge of a model of `narrow_clip`, which scales pictures of any size to its own."""
+    from transformers import CLIPImageProcessor, CLIPProcessor
+
+    half, size = [0.5, 0.5, 0.5], {"height": SIDE, "width": SIDE}
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size, image_mean=half, image_std=half)
+    return ClipBridge(model, CLIPProcessor(images, text.clip_tokenizer()))

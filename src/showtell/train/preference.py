@@ -19,6 +19,8 @@ from showtell.train.noising import Noised, Noising
 from showtell.train.trainer import fit
 
 Loss = tuple[Tensor, dict[str, Tensor]]
+Batches = Callable[[int, int], dict[str, Any]]
+"""(number, seed) -> arrays of one batch."""
 Objective = Callable[[Tensor, Tensor], Tensor]
 """Gains of winners and losers, (n,) each -> scalar."""
 
@@ -70,16 +72,19 @@ def preference_loss(
 
 
 def prefer(
-    bridge: Any, prompts: Sequence[str], pairs: Mapping[str, Any], steps: int, batch_size: int = 8, lr: float = 1e-5,
-    objective: Objective = paired_preference, seed: int = 0, **options: Any,
+    bridge: Any, prompts: Sequence[str], pairs: Mapping[str, Any] | Batches, steps: int, batch_size: int = 8,
+    lr: float = 1e-5, objective: Objective = paired_preference, seed: int = 0, **options: Any,
 ) -> Any:  # fmt: skip
-    """Trains all weights of the bridge's denoiser in place on pairs, the arrays of `preference_loss`; the denoiser.
+    """Trains all weights of the bridge's denoiser in place on pairs; the denoiser.
 
-    The reference is the denoiser as it was before. options: as for `Noising`.
+    pairs: the arrays of `preference_loss`, or batches of them, whose size is then their own. The reference is the
+    denoiser as it was before. options: as for `Noising`.
     """
     denoiser = bridge.adapter.denoiser.requires_grad_(True)
     loss = preference_loss(bridge, prompts, objective, **options)
-    data = Pool({name: np.asarray(values) for name, values in pairs.items()}, batch_size)
+    data: Batches = pairs  # type: ignore[assignment]
+    if isinstance(pairs, Mapping):
+        data = Pool({name: np.asarray(values) for name, values in pairs.items()}, batch_size)
     fit(denoiser, loss, data, steps=steps, lr=lr, schedule="constant", ema=None, precision="no", seed=seed,
         progress=False)  # fmt: skip
     return denoiser.eval().requires_grad_(False)

@@ -9,8 +9,9 @@ Faithful: fusion and alignment in turn, over tokens from several depths of a fro
 embedding for all conditions; a trained copy of the encoder with zero convolutions; random subsets of conditions,
 aligned and unaligned ones mixed. Ours: numbers of queries and blocks. Scaled down: 64 queries, 3 depths of the
 miniature CLIP; unaligned conditions are drawn object by object, whole even where another one hides them; both kinds
-from the first step on. The baseline has twice the weights, and each of its two controls half of the steps. Controls, by
-what each part is for: places without conditions, order at overlaps without unaligned data, words without alignment.
+from the first step on; subsets that training never shows are not tried. The baseline has twice the weights, and each of
+its two controls half of the steps. Controls, by what each part is for: places without conditions, order at overlaps
+without unaligned data, words without alignment.
 It cannot be combined with techniques that watch attention, as the copy's is not told apart.
 """
 
@@ -87,17 +88,13 @@ class Control(nn.Module):
         return residuals
 
 
-@torch.no_grad()
 def seen_by(clip: Any, conditions: Sequence[Sequence[Any]], levels: int) -> tuple[list[Tensor], Tensor]:
     """Tokens of each level (n, conditions, tokens, width), and which are given (n, conditions): n lists of pictures."""
     most, count = max(1, *map(len, conditions)), len(conditions)
-    vision, blank = clip.model.vision_model, np.zeros((8, 8, 3), np.uint8)
-    pictures = to_pil([one for row in conditions for one in (*row, *[blank] * (most - len(row)))])
-    values = clip.processor.image_processor(pictures, return_tensors="pt")["pixel_values"].to(clip.model.device)
-    states = vision(values, output_hidden_states=True).hidden_states
-    depths = np.linspace(len(states) // levels, len(states) - 1, levels).round().astype(int)
     there = torch.tensor([[i < len(row) for i in range(most)] for row in conditions])
-    return [states[depth].unflatten(0, (count, most)) for depth in depths], there
+    blank = np.zeros((8, 8, 3), np.uint8)
+    pictures = to_pil([one for row in conditions for one in (*row, *[blank] * (most - len(row)))])
+    return [states.unflatten(0, (count, most)) for states in clip.depths(pictures, levels)], there
 
 
 class AnyControl(Technique):
@@ -110,9 +107,7 @@ class AnyControl(Technique):
         several = bool(self.conditions) and isinstance(self.conditions[0], (list, tuple))
         each = self.conditions if several else [self.conditions] * len(run.prompts)
         if len(each) != len(run.prompts):
-            raise ShowtellError(
-                f"conditions of {len(each)} samples for {len(run.prompts)} prompts; give one list each."
-            )
+            raise ShowtellError(f"conditions of {len(each)} samples for {len(run.prompts)} prompts; give a list each.")
         if not hasattr(run.adapter.denoiser, "mid_block"):  # type: ignore[attr-defined]
             raise ShowtellError(f"AnyControl steers UNets, not {run.bridge.name}.")
         seen = seen_by(self.clip, each, self.control.encoder.config.levels)
@@ -160,27 +155,25 @@ SCENES, STEPS, BATCH, RATE, SAMPLING, WIDTH, LEVELS = 320, 160, 16, 1e-3, 10, 96
 
 def experiment(lab: Lab) -> list[Comparison]:
     base, clip = lab.base("unet"), lab.base("clip")
-    scenes = overlapping(SCENES, lab.seed, "train")
+    scenes, wanted = overlapping(SCENES, lab.seed, "train"), overlapping(lab.n, lab.seed, "test")
     pictures, captions = drawn(scenes), [scene.caption() for scene in scenes]
-    wanted = overlapping(lab.n, lab.seed, "test")
     prompts = PromptSet.of("overlapping", wanted, lab.seed)
-    # One object by its edges, the other by its mask.
-    asked = edges_and_masks(wanted, True, lab.seed)
+    asked = edges_and_masks(wanted, True, lab.seed)  # one object by its edges, the other by its mask
+    parts = {"edges": 0, "mask": 1}  # of the baseline, one control for each kind of condition
 
     def new(name: str) -> Control:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return Control(base, clip, 8, WIDTH, LEVELS, 2, alignment=name != "no alignment")
 
-    def trained(name: str, seed: int) -> Any:
+    def trained(name: str, seed: int) -> Control:
         kinds = (False,) if name == "aligned data alone" else (False, True)
         sets: Any = [edges_and_masks(scenes, alone, lab.seed) for alone in kinds]
-        if name in ("edges", "mask"):  # one control for each kind of condition
-            sets = [[[row[name == "mask"]] for row in one] for one in sets]
-        control = new(name)
-        steps = STEPS // 2 if name in ("edges", "mask") else STEPS
-        train(control, base, clip, pictures, captions, sets, steps, BATCH, RATE, seed)
-        return control
+        if name in parts:
+            sets = [[[row[parts[name]]] for row in one] for one in sets]
+        steps, made = STEPS // 2 if name in parts else STEPS, new(name)
+        train(made, base, clip, pictures, captions, sets, steps, BATCH, RATE, seed)
+        return made
 
     @cache
     def control(name: str, seed: int) -> Control:
@@ -190,10 +183,10 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     @cache
     def made(name: str, seed: int) -> list[Any]:
+        using: Technique
         if name == "summed":
-            kinds = [control("edges", seed), control("mask", seed)]
-            each = [AnyControl(one, clip, [[row[i]] for row in asked]) for i, one in enumerate(kinds)]
-            using: Technique = Summed(each)
+            each = {part: [[row[i]] for row in asked] for part, i in parts.items()}
+            using = Summed([AnyControl(control(part, seed), clip, pictures) for part, pictures in each.items()])
         elif name == "no conditions":
             using = AnyControl(control("anycontrol", seed), clip, [])
         else:

@@ -9,14 +9,12 @@ Faithful: forward noising without inversion or gradients; the output of the firs
 lowest decoder block with attention; attention-weighted AdaIN of the layers' inputs before attention, correspondence
 from normalised features (structure injected into its queries where both happen); SDXL's layers (encoder levels 1, 2,
 decoder block 0 from its second attention on, the first two of block 1); schedules of 0.6; two rounds of uncontrolled
-self-recurrence between 10 and 50 % of the steps; only the conditional branch is controlled.
+self-recurrence between 10 and 50 % of the steps; only the conditional branch is controlled; prompts as in the authors'
+evaluation data: the output and the appearance are told what things there are, the structure its own caption.
 Ours: the three branches run one after the other, which changes no number. Transformers have no levels: structure is
 injected into the middle third of the blocks (the first one's output, queries and keys of all), appearance from there
 to the end, on image tokens; rotary positions take no part in the correspondence. Branches without a prompt of their
 own are told the call's, as in the released code.
-
-As in the authors' evaluation data, the output and the appearance are told what the appearance's things are ("a red ring
-and a blue star", not where and of what texture), the structure its own caption. Every arm is told the same.
 """
 
 from __future__ import annotations
@@ -31,18 +29,16 @@ from torch import Tensor
 
 from showtell.bridges.base import Run, Technique, spread
 from showtell.bridges.layout import Place
-from showtell.measure.dressing import layout_and_look, redressed
+from showtell.measure.dressing import layout_and_look, redressed, things_of
 from showtell.measure.experiment import Comparison, Lab
-from showtell.steer.adain import GlobalAdaIN, normal
+from showtell.steer.adain import GlobalAdaIN, attended, normal
 from showtell.steer.features import blocks_of, denoiser_of, features
 from showtell.steer.inversion import SDEdit
 from showtell.steer.recurrence import again, noise_like
 from showtell.steer.streams import image_given, image_made, projected
 from showtell.train.samples import drawn, latents_of
-from showtell.world.language.english import a
 
 STRENGTHS = (0.35, 0.5, 0.65, 0.8)  # of the baseline, tuned on validation prompts
-UNTIL = (0.6, 0.6)  # the paper's schedules of structure and appearance
 EXAMPLE = """
 import showtell
 from showtell.papers.control.ctrl_x import CtrlX
@@ -53,14 +49,6 @@ using = [CtrlX(bridge.to_latents(structure), bridge.to_latents(appearance), stru
 [image] = bridge.generate("a big dog left of a cat", using=using, seed=0)
 [image] = bridge.generate("a big dog left of a cat", using=[CtrlX(bridge.to_latents(structure))], seed=0)
 """
-
-
-def dressed(own: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-    """Features (n, heads, tokens, channels) with mean and deviation of `other` (..., tokens', channels), weighted by
-    `weights` (..., tokens, tokens') that sum to one: AdaIN of its own at every place."""
-    mean = weights @ other
-    deviation = (weights @ other.square() - mean.square()).clamp(min=0).sqrt()
-    return deviation * normal(own) + mean
 
 
 def layers_of(run: Any) -> tuple[list[str], list[str], list[str]]:
@@ -91,15 +79,11 @@ class CtrlX(Technique):
     """
 
     def __init__(
-        self,
-        structure: Tensor | None = None,
-        appearance: Tensor | None = None,
-        until: tuple[float, float] = (0.6, 0.6),
-        recurrence: tuple[float, float, int] = (0.1, 0.5, 2),
-        structure_prompt: str | list[str] | None = None,
-        appearance_prompt: str | list[str] | None = None,
+        self, structure: Tensor | None = None, appearance: Tensor | None = None,
+        until: tuple[float, float] = (0.6, 0.6), recurrence: tuple[float, float, int] = (0.1, 0.5, 2),
+        structure_prompt: str | list[str] | None = None, appearance_prompt: str | list[str] | None = None,
         attended: bool = True,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.pictures = {"structure": structure, "appearance": appearance}
         self.until, self.recurrence, self.attended = dict(zip(self.pictures, until, strict=True)), recurrence, attended
         self.prompts = {"structure": structure_prompt, "appearance": appearance_prompt}
@@ -189,22 +173,18 @@ class CtrlX(Technique):
         scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(-1, -2)
         weights = (scores * query.shape[-1] ** -0.5 * self.attended).softmax(dim=-1)
         own, seen = (x.unflatten(-1, (query.shape[1], -1)).transpose(1, 2) for x in (own, seen))
-        return dressed(own, seen, weights).transpose(1, 2).flatten(2)
+        return attended(own, seen, weights).transpose(1, 2).flatten(2)
 
 
 def experiment(lab: Lab) -> Comparison:
-    bridge = lab.base("unet")
+    bridge, prompts = lab.base("unet"), lab.prompts("pairs")
 
     def task(prompts: Any) -> tuple[list[str], Tensor, Tensor, Callable[..., Any]]:
         """What to ask for, the latents of structure and appearance, and the metric."""
         grey, other, wanted = redressed(prompts.scenes)
-        texts = [
-            " and ".join(a({"colour": thing.colour, "shape": thing.shape}) for thing in scene.objects)
-            for scene in wanted
-        ]
-        return texts, latents_of(bridge, drawn(grey)), latents_of(bridge, drawn(other)), layout_and_look(wanted)
+        structure, appearance = (latents_of(bridge, drawn(scenes)) for scenes in (grey, other))
+        return list(map(things_of, wanted)), structure, appearance, layout_and_look(wanted)
 
-    prompts = lab.prompts("pairs")
     texts, structure, appearance, metric = task(prompts)
     said = [scene.caption() for scene in redressed(prompts.scenes)[0]]
 
@@ -217,17 +197,18 @@ def experiment(lab: Lab) -> Comparison:
         tried = {s: score(bridge.generate(told, using=baseline(s, shapes, looks))).mean() for s in STRENGTHS}
         return max(tried, key=lambda strength: tried[strength])
 
-    def arm(using: Callable[[], list[Technique]]) -> Any:
-        return lambda seed: bridge.generate(texts, using=using(), seed=seed)
+    def edited(seed: int) -> list[Any]:
+        return bridge.generate(texts, using=baseline(best(), structure, appearance), seed=seed)
 
-    def control(appearance: Tensor | None = None, **more: Any) -> Any:
-        return arm(lambda: [CtrlX(structure, appearance, UNTIL, structure_prompt=said, **more)])
+    def controlled(seed: int, appearance: Tensor | None = appearance, **more: Any) -> list[Any]:
+        using = [CtrlX(structure, appearance, structure_prompt=said, **more)]
+        return bridge.generate(texts, using=using, seed=seed)
 
-    arms = {
-        "ctrl_x": control(appearance),
-        "SDEdit and AdaIN": arm(lambda: baseline(best(), structure, appearance)),
-        "structure only": control(),
-        "uniform weights": control(appearance, attended=False),
+    arms: dict[str, Callable[[int], Any]] = {
+        "ctrl_x": controlled,
+        "SDEdit and AdaIN": edited,
+        "structure only": partial(controlled, appearance=None),
+        "uniform weights": partial(controlled, attended=False),
     }
     expect = "ctrl_x > SDEdit and AdaIN, ctrl_x > structure only"
     return lab.compare(arms, metric=metric, expect=expect, control="uniform weights")

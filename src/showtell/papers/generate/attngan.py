@@ -89,12 +89,10 @@ def gan_loss(
 
 def likeness(wanted: Scene, seen: Scene) -> float:
     """Half for the shape and half for the colour of each thing, of the partners that fit best."""
-    things = [*seen.objects, *[None] * len(wanted.objects)]
-    ways = itertools.permutations(things, len(wanted.objects))
+    count = len(wanted.objects)
+    ways = itertools.permutations([*seen.objects, *[None] * count], count)
     pairs = [[(a, b) for a, b in zip(wanted.objects, way, strict=True) if b is not None] for way in ways]
-    return max(sum((a.shape == b.shape) + (a.colour == b.colour) for a, b in way) for way in pairs) / (
-        2 * len(wanted.objects)
-    )
+    return max(sum((a.shape == b.shape) + (a.colour == b.colour) for a, b in way) for way in pairs) / (2 * count)
 
 
 SIDE, SCENES, STEPS, BATCH, MATCH_STEPS, SIZE, RATE, WEIGHT, WRONG = 32, 8000, 600, 32, 300, 64, 5e-4, 5.0, 99
@@ -129,42 +127,34 @@ def experiment(lab: Lab) -> list[Comparison]:
         pictures, captions = material(first)
         return Pool({"pixels": to_signal(torch.from_numpy(pictures)).numpy(), "ids": ids_of(captions).numpy()}, size)
 
-    def start(seed: int) -> Matcher:
+    def seeded(make: Callable[[], Any], seed: int) -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return Matcher(len(tokenizer()), SIZE)
+            return make()
 
     @cache
     def matcher(whole: bool) -> Matcher:
         """What teaches; whole: what measures, from other pictures."""
 
-        def make() -> Matcher:
-            model = start(int(whole))
-            fit(model, partial(matching_loss, whole=whole), pool(int(whole), 50), steps=MATCH_STEPS, lr=2e-3, ema=None,
-                precision="no", seed=int(whole), progress=False)  # fmt: skip
-            return model
+        def learn(model: Matcher, seed: int) -> None:
+            fit(model, partial(matching_loss, whole=whole), pool(seed, 50), steps=MATCH_STEPS, lr=2e-3, ema=None,
+                precision="no", seed=seed, progress=False)  # fmt: skip
 
-        made = start(0)
-        made.load_state_dict(lab.trained("measure" if whole else "damsm", make, shared=True))
-        return made.eval().requires_grad_(False)
-
-    def empty(name: str, seed: int) -> nn.ModuleDict:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            judges = nn.ModuleList(Discriminator(side, SIZE) for side in (SIDE // 2, SIDE))
-            return nn.ModuleDict({"generator": Generator(SIZE, attentive=ARMS[name]), "discriminators": judges})
+        blank = partial(seeded, lambda: Matcher(len(tokenizer()), SIZE))
+        made = lab.network("measure" if whole else "damsm", blank, learn, int(whole), shared=True)
+        return made.requires_grad_(False)
 
     @cache
     def trained(name: str, seed: int) -> Generator:
-        def make(seed: int) -> Any:
-            model, loss = empty(name, seed), partial(gan_loss, matcher=matcher(False), weight=WEIGHT * ARMS[name])
-            fit(model, loss, pool(0, BATCH), steps=STEPS, lr=RATE, schedule="constant", betas=(0.5, 0.999), ema=0.99,
-                clip=None, precision="no", seed=seed, progress=False)  # fmt: skip
-            return model["generator"]
+        def learn(model: Generator, seed: int) -> None:
+            judges = seeded(lambda: nn.ModuleList(Discriminator(side, SIZE) for side in (SIDE // 2, SIDE)), seed)
+            both = nn.ModuleDict({"generator": model, "discriminators": judges})
+            fit(both, partial(gan_loss, matcher=matcher(False), weight=WEIGHT * ARMS[name]), pool(0, BATCH),
+                steps=STEPS, lr=RATE, schedule="constant", betas=(0.5, 0.999), ema=0.99, clip=None, precision="no",
+                seed=seed, progress=False)  # fmt: skip
 
-        made: Any = empty(name, seed)["generator"]
-        made.load_state_dict(lab.trained(name, make, seed, shared=True))
-        return made.eval()
+        blank = partial(seeded, lambda: Generator(SIZE, attentive=ARMS[name]))
+        return lab.network(name, blank, learn, seed, shared=True)
 
     @cache
     def drawn(name: str, seed: int) -> np.ndarray:

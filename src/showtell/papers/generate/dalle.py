@@ -18,8 +18,8 @@ Inconclusive by a hair: of 64 prompts 3 seeds could not tell the best of 16 from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from showtell.data.signal import to_pixels, to_signal
 from showtell.measure import scores
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.likeness import clip_score
+from showtell.measure.narrow import others
 from showtell.measure.prompts import BARE
 from showtell.nets.sparse_stream import SparseStream
 from showtell.pictures import to_pil
@@ -94,50 +95,54 @@ def experiment(lab: Lab) -> Comparison:
         shown = to_signal(torch.from_numpy(draw(scenes, SIDE)))
         return {"codes": to_codes(vq, shown), "texts": [scene.caption() for scene in scenes]}
 
-    def blank(name: str, seed: int) -> Any:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            if name == "clip":
-                return seeing.clip(64, 3, 64, 2)
-            return SparseStream(len(text.clip_tokenizer()), len(vq.quantize.embedding.weight), TEXTS, SIDE // 4)
+    @cache
+    def prior(seed: int) -> SparseStream:
+        def blank(seed: int) -> SparseStream:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                return SparseStream(len(text.clip_tokenizer()), len(vq.quantize.embedding.weight), TEXTS, SIDE // 4)
 
-    def make(name: str, seed: int) -> Any:
-        model, codes, told = blank(name, seed), pool()["codes"], pool()["texts"]
-        call: dict[str, Any] = {"ema": None, "seed": seed, "progress": False}
-        if name == "prior":
-            data = Pool({"ids": ids_of(told).numpy(), "codes": codes.numpy()}, BATCH)
-            fit(model, stream_loss, data, steps=STEPS, lr=2e-3, betas=(0.9, 0.96), weight_decay=0.045, **call)
-        else:
-            ids, real = text.ids_of(text.clip_tokenizer(), told)
-            shown = np.concatenate([pictures(vq, part, 64) for part in codes.split(500)])
-            data = Pool({"image": shown, "ids": ids.astype(np.int64), "real": real}, 2 * BATCH)
-            fit(model, seeing.clip_loss, data, steps=CLIP_STEPS, lr=1e-3, **call)
-        return model
+        def learn(model: SparseStream, seed: int) -> None:
+            data = Pool({"ids": ids_of(pool()["texts"]).numpy(), "codes": pool()["codes"].numpy()}, BATCH)
+            fit(model, stream_loss, data, steps=STEPS, lr=2e-3, betas=(0.9, 0.96), weight_decay=0.045, ema=None,
+                seed=seed, progress=False)  # fmt: skip
+
+        made: SparseStream = lab.network("prior", blank, learn, seed, shared=True)
+        return made
 
     @cache
-    def trained(name: str, seed: int) -> Any:
-        model = blank(name, seed)
-        model.load_state_dict(lab.trained(name, lambda seed: make(name, seed), seed, shared=True))
-        return model.eval()
+    def reader() -> ClipBridge:
+        """What ranks, of the same pictures as the prior's."""
+
+        def blank(seed: int) -> Any:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                return seeing.clip(64, 3, 64, 2)
+
+        def learn(model: Any, seed: int) -> None:
+            ids, real = text.ids_of(text.clip_tokenizer(), pool()["texts"])
+            shown = np.concatenate([pictures(vq, part, 64) for part in pool()["codes"].split(500)])
+            data = Pool({"image": shown, "ids": ids.astype(np.int64), "real": real}, 2 * BATCH)
+            fit(model, seeing.clip_loss, data, steps=CLIP_STEPS, lr=1e-3, ema=None, seed=seed, progress=False)
+
+        made = lab.network("clip", blank, learn, shared=True)
+        return ClipBridge(made.model, made.processor)
 
     own = 2 * lab.seed + (lab.split == "validation")  # the unseen scenes are in no split of prompts
     scenes = sample(lab.n, own, "unseen", **WORLD)
     prompts = [scene.caption() for scene in scenes]
-    others = [*prompts[lab.n // 2 :], *prompts[: lab.n // 2]]
 
     def drawn(seed: int, texts: Sequence[str], candidates: int) -> list[list[Any]]:
         ids = ids_of(texts).repeat(candidates, 1)
-        shown = to_pil(pictures(vq, trained("prior", seed).draw(ids, torch.Generator().manual_seed(seed))))
+        shown = to_pil(pictures(vq, prior(seed).draw(ids, torch.Generator().manual_seed(seed))))
         return [shown[first : first + len(texts)] for first in range(0, len(shown), len(texts))]
 
     @cache
     def candidates(seed: int) -> list[list[Any]]:
         return drawn(seed, prompts, CANDIDATES)
 
-    def reranked(texts: Sequence[str]) -> Callable[[int], list[Any]]:
-        reader = trained("clip", 0)
-        bridge = ClipBridge(reader.model, reader.processor)
-        return lambda seed: best_of(candidates(seed), lambda images: clip_score(bridge, images, list(texts)))
+    def reranked(texts: list[str], seed: int) -> list[Any]:
+        return best_of(candidates(seed), lambda images: clip_score(reader(), images, texts))
 
     def at_random(seed: int) -> list[Any]:
         rng = np.random.default_rng(seed)
@@ -149,11 +154,11 @@ def experiment(lab: Lab) -> Comparison:
 
     return lab.compare(
         {
-            "best of 16": lambda seed: reranked(prompts)(seed),
+            "best of 16": partial(reranked, prompts),
             "single": lambda seed: candidates(seed)[0],
             "random of 16": at_random,
-            "texts shuffled": lambda seed: drawn(seed, others, 1)[0],
-            "ranked for another text": lambda seed: reranked(others)(seed),
+            "texts shuffled": lambda seed: drawn(seed, others(prompts), 1)[0],
+            "ranked for another text": partial(reranked, others(prompts)),
         },
         metric=fidelity, expect="best of 16 > single, best of 16 > random of 16, single > texts shuffled",
         control="ranked for another text", texts=prompts,

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
+from showtell.measure.cost import operations
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.narrow import NarrowTask, others
 from showtell.nets.stages import Stages, inner_autoencoder
@@ -108,18 +108,21 @@ def experiment(lab: Lab) -> list[Comparison]:
     def material() -> tuple[np.ndarray, list[str]]:
         return narrow_pairs(SCENES)
 
-    def inner() -> Any:
-        outer, pixels = Stages([base.pipeline.vae]), to_signal(torch.from_numpy(material()[0]))
-        given: Tensor = torch.cat([outer.encode(part).latent_dist.mode() for part in pixels.split(500)])
-        return train_inner(inner_autoencoder(outer.channels, INNER), given, INNER_STEPS)
-
     @cache
     def space(name: str) -> Stages:
         """The space that an arm diffuses in, its latents of unit variance."""
         stages = [] if name == "pixels" else [base.pipeline.vae]
+
+        def learn(model: Any, seed: int) -> None:
+            outer, pixels = Stages(stages[:1]), to_signal(torch.from_numpy(material()[0]))
+            given: Tensor = torch.cat([outer.encode(part).latent_dist.mode() for part in pixels.split(500)])
+            train_inner(model, given, INNER_STEPS)
+
+        def blank(seed: int) -> Any:
+            return inner_autoencoder(base.pipeline.vae.config.latent_channels, INNER)
+
         if name == "factor 16":
-            stages.append(inner_autoencoder(stages[0].config.latent_channels, INNER))
-            stages[1].load_state_dict(lab.trained("inner autoencoder", inner, shared=True))
+            stages.append(lab.network("inner autoencoder", blank, learn, shared=True))
         vae = Stages(stages)
         rescale(vae, to_signal(torch.from_numpy(draw(narrow_scenes(256, 1), SIDE))))
         return vae
@@ -148,9 +151,8 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     def cost(name: str, seed: int) -> np.ndarray:
         """Billions of floating-point operations for a picture, its decoding included."""
-        with FlopCounterMode(display=False) as counter:
-            generated(empty(name, seed), task.texts[:1], seed)
-        return np.full(lab.n, counter.get_total_flops() / 1e9)
+        work = operations(partial(generated, empty(name, seed), task.texts[:1], seed))
+        return np.full(lab.n, work / 1e9)
 
     arms: dict[str, Callable[[int], Any]] = {name: partial(drawn, name) for name in LEVELS}
     two = ("factor 4", "pixels")

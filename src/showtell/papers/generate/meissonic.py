@@ -35,6 +35,7 @@ from showtell.data.degrade import degrade
 from showtell.data.signal import to_signal
 from showtell.errors import ShowtellError
 from showtell.measure import scores
+from showtell.measure.cost import operations
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PromptSet
 from showtell.nets.meissonic import Meissonic
@@ -103,15 +104,12 @@ def miniature(vq: Any, seed: int, **more: Any) -> Masked:
              "joint_attention_dim": 64, "pooled_projection_dim": 64, "micro_cond_encode_dim": 16}  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Masked(
-            AmusedPipeline(
-                vqvae=unit_range(copy.deepcopy(vq)),
-                tokenizer=tokenizer,
-                text_encoder=text.clip_text(tokenizer, 64, 2, projection=True),
-                transformer=Meissonic(vocab_size=codes + 1, codebook_size=codes, **{**sizes, **more}),
-                scheduler=AmusedScheduler(mask_token_id=codes),
-            )
-        )
+        return Masked(AmusedPipeline(
+            vqvae=unit_range(copy.deepcopy(vq)), tokenizer=tokenizer,
+            text_encoder=text.clip_text(tokenizer, 64, 2, projection=True),
+            transformer=Meissonic(vocab_size=codes + 1, codebook_size=codes, **{**sizes, **more}),
+            scheduler=AmusedScheduler(mask_token_id=codes),
+        ))  # fmt: skip
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -134,14 +132,11 @@ def experiment(lab: Lab) -> list[Comparison]:
     def model(name: str, seed: int) -> Masked:
         sizes, slower = ARMS[name]
 
-        def make(seed: int) -> Masked:
-            made = miniature(vq, seed, **sizes)
+        def learn(made: Masked, seed: int) -> None:
             fit(made, meissonic_loss, data(), steps=-(-STEPS // slower), seed=seed, **QUICK)
-            return made
 
-        made = miniature(vq, seed, **sizes)
-        made.load_state_dict(lab.trained(name, make, seed, shared=True))
-        return made.eval()
+        made: Masked = lab.network(name, partial(miniature, vq, **sizes), learn, seed, shared=True)
+        return made
 
     scenes = sample(lab.n, lab.seed, lab.split, **ONE_THING)
     prompts = PromptSet.of("one thing", scenes, lab.seed, lab.split)
@@ -156,20 +151,21 @@ def experiment(lab: Lab) -> list[Comparison]:
         call: dict[str, Any] = {"micro_conditioning_aesthetic_score": score, "guidance_scale": GUIDANCE}
         return bridge_of(pipeline).generate(prompts.texts, seed=seed, **call)
 
+    def work(name: str, seed: int) -> np.ndarray:
+        """Millions of floating-point operations of the transformer for one pass over a picture."""
+        pipeline = miniature(vq, seed, **ARMS[name][0]).pipeline
+        side, told = pipeline.transformer.config.sample_size, torch.zeros(1, 2, 64)
+        call = partial(pipeline.transformer, torch.zeros(1, side, side, dtype=torch.long), told, told[:, 0],
+                       torch.zeros(1, 5))  # fmt: skip
+        return np.full(lab.n, operations(call) / 1e6)
+
     arms: dict[str, Callable[[int], list[Any]]] = {name: partial(shown, name) for name in ARMS}
     return [
-        lab.compare(
-            arms | {"wrong rate": lambda seed: shown("meissonic", seed, wrong=True)},
-            metric=prompts.true_facts,
-            expect="meissonic > plain, meissonic >= uncompressed - 0.03",
-            control="wrong rate",
-            texts=prompts.texts,
-        ),
-        lab.compare(
-            arms | {"low score": lambda seed: shown("meissonic", seed, score=BAD)},
-            metric=scores.legibility,
-            expect="meissonic > plain, meissonic > low score",
-            control="low score",
-            texts=prompts.texts,
-        ),
-    ]
+        lab.compare(arms | {"wrong rate": partial(shown, "meissonic", wrong=True)}, prompts.true_facts,
+                    expect="meissonic > plain, meissonic >= uncompressed - 0.03", control="wrong rate",
+                    texts=prompts.texts),
+        lab.compare(arms | {"low score": partial(shown, "meissonic", score=BAD)}, scores.legibility,
+                    expect="meissonic > plain, meissonic > low score", control="low score", texts=prompts.texts),
+        lab.compare({name: partial(work, name) for name in ("meissonic", "uncompressed")},
+                    expect="uncompressed >= 2 * meissonic", name="MFLOP a step"),
+    ]  # fmt: skip

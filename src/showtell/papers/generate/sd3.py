@@ -149,11 +149,8 @@ def experiment(lab: Lab) -> list[Comparison]:
     def trained(name: str, seed: int) -> Any:
         def make(seed: int) -> Any:
             density = ARMS.get(name, ARMS["logit-normal"])
-            more: dict[str, Any] = {} if density is None else {"draw": at_times(density)}
-            latents, captions = material()
-            return learn(
-                empty(name, seed), latents, captions, STEPS, BATCH, RATE, seed=seed, optimizer="muon", **more, **SHORT
-            )
+            more: dict[str, Any] = SHORT if density is None else {"draw": at_times(density), **SHORT}
+            return learn(empty(name, seed), *material(), STEPS, BATCH, RATE, seed=seed, optimizer="muon", **more)
 
         bridge = empty(name, seed)
         bridge.adapter.denoiser.load_state_dict(lab.trained(name, make, seed, shared=True))
@@ -173,17 +170,16 @@ def experiment(lab: Lab) -> list[Comparison]:
         return {name: partial(made, name, steps) for name in ARMS}
 
     best = "logit-normal > uniform, logit-normal > epsilon"
+    shared: dict[str, Any] = {"control": "mean of 3", "texts": texts}
     streams = {
         "two streams": partial(predicted, "logit-normal", True),
         "one stream": partial(predicted, "one stream", True),
         "nothing told": partial(predicted, "logit-normal", False),
     }
-    shared: dict[str, Any] = {"control": "mean of 3", "texts": texts}
     return [
         lab.compare(arms(5), task.fidelity, expect=best, name="fidelity in 5 steps", **shared),
         lab.compare(arms(5), task.closeness, expect=best, name="closeness in 5 steps", **shared),
-        lab.compare(
-            arms(25), task.fidelity, expect="logit-normal > epsilon - 0.05", name="fidelity in 25 steps", **shared
-        ),
+        lab.compare(arms(25), task.fidelity, expect="logit-normal > epsilon - 0.05", name="fidelity in 25 steps",
+                    **shared),
         lab.compare(streams, expect="two streams > one stream", control="nothing told", name="minus held-out loss"),
-    ]
+    ]  # fmt: skip

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from showtell.bridges.base import Run, Technique
 from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
-from showtell.measure.concepts import ConceptPrompts, concept
+from showtell.measure.concepts import ConceptPrompts, concept, shown_by
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.maps import token_maps
 from showtell.steer.regions import positions_of
@@ -97,14 +97,10 @@ def attndreambooth(
     like: what the word begins as, by default the category. options: as for `Noising`. Raises ShowtellError for a word
     that is known already, and as `NewWord` does.
     """
-    noising, new, asked = (
-        Noising(bridge, **options),
-        NewWord(bridge, word, like or category),
-        prompt.format(word, category),
-    )
+    noising, new = Noising(bridge, **options), NewWord(bridge, word, like or category)
     data = paired(latents_of(bridge, pictures), min(batch_size, len(pictures)))
     for number, stage in enumerate(stages):
-        train(noising, new, asked, category, data, stage, seed + number)
+        train(noising, new, prompt.format(word, category), category, data, stage, seed + number)
     return new
 
 
@@ -112,8 +108,9 @@ def train(noising: Noising, new: NewWord, prompt: str, category: str, data: Any,
     """One stage. data: batches of latents."""
     denoiser, vectors = noising.adapter.denoiser, nn.ParameterList(new.vectors)
     new.vectors = list(vectors)
-    parts: dict[str, list[Any]] = {"word": [vectors], "attention": [denoiser], "unet": [denoiser]}
-    parts["word and unet"] = [vectors, denoiser]
+    parts: dict[str, list[Any]] = {
+        "word": [vectors], "attention": [denoiser], "unet": [denoiser], "word and unet": [vectors, denoiser],
+    }  # fmt: skip
     if stage.part not in parts:
         raise ShowtellError(f"unknown part {stage.part!r} of a model to train; use one of: {', '.join(parts)}")
     worded = "word" in stage.part
@@ -151,29 +148,27 @@ def experiment(lab: Lab) -> Comparison:
         "no regulariser": [Stage("word", *WORD), Stage("attention", *ATTENTION), Stage("unet", *UNET)],
     }
 
-    def learnt(name: str, seed: int) -> dict[str, Tensor]:
+    def parts(bridge: Any, new: NewWord) -> nn.ModuleDict:
+        """All that is learnt."""
+        words = nn.ParameterList(new.vectors)
+        new.vectors = list(words)
+        return nn.ModuleDict({"word": words, "unet": bridge.adapter.denoiser})
+
+    def learnt(name: str, seed: int) -> nn.ModuleDict:
         bridge, shown = lab.base("unet", fresh=True), concept(seed)
         new = attndreambooth(bridge, shown.pictures(seed=seed), shown.word, shown.thing.shape, stages[name], "a {} {}",
                              shown.like, seed=seed)  # fmt: skip
-        words = {f"word.{i}": vector for i, vector in enumerate(new.vectors)}
-        return words | {f"unet.{key}": value for key, value in bridge.adapter.denoiser.state_dict().items()}
+        return parts(bridge, new)
 
     @cache
     def drawn(name: str, seed: int) -> tuple[ConceptPrompts, list[Any]]:
         bridge, shown = lab.base("unet", fresh=True), concept(seed)
-        state = lab.trained(name, partial(learnt, name), seed, steps=total)
         new = NewWord(bridge, shown.word, shown.like)
-        new.vectors = [state[f"word.{i}"] for i in range(len(new.vectors))]
+        parts(bridge, new).load_state_dict(lab.trained(name, partial(learnt, name), seed, steps=total))
         new.keep()
-        unet = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
-        bridge.adapter.denoiser.load_state_dict(unet)
         wanted = ConceptPrompts(shown, prompts)
         return wanted, bridge.generate(wanted.texts, seed=seed, num_inference_steps=SAMPLING)
 
-    def both(found: tuple[ConceptPrompts, list[Any]], judge: str = "first") -> Any:
-        """The harmonic mean of the concept's identity and what else the prompt asks for."""
-        return found[0].both(found[1], judge)
-
     arms: dict[str, Any] = {name: partial(drawn, name) for name in stages}
     expect = "attndreambooth > dreambooth, attndreambooth > textual inversion"
-    return lab.compare(arms, metric=both, expect=expect, control="first stage alone")
+    return lab.compare(arms, shown_by("both"), expect=expect, control="first stage alone")

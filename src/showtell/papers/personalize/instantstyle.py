@@ -25,12 +25,11 @@ import torch
 from showtell.bridges.base import Technique, spread
 from showtell.bridges.stable_diffusion import with_extra
 from showtell.errors import ShowtellError
-from showtell.measure import scores
 from showtell.measure.experiment import Comparison, Lab
+from showtell.measure.styling import StyleTask
 from showtell.steer.features import features
 from showtell.train.ip_adapter import adapter_of, add_ip_adapter, train_ip_adapter
 from showtell.train.samples import drawn, training_scenes
-from showtell.world import Scene
 
 STYLE, LAYOUT = "up_blocks.0.attentions.1", "down_blocks.2.attentions.1"  # of SDXL
 SCENES, TRAINING = 3000, 600  # of the experiment
@@ -67,12 +66,9 @@ class InstantStyle(Technique):
     """
 
     def __init__(
-        self,
-        blocks: Sequence[str] = (STYLE,),
-        content: str | list[str] | None = None,
-        weight: float = 1.0,
+        self, blocks: Sequence[str] = (STYLE,), content: str | list[str] | None = None, weight: float = 1.0,
         clip: Any = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.blocks, self.content, self.weight, self.clip = list(blocks), content, weight, clip
 
     def start(self, run: Any, latents: torch.Tensor) -> None:
@@ -89,7 +85,7 @@ class InstantStyle(Technique):
 
     def embedded(self, run: Any, texts: list[str]) -> torch.Tensor | None:
         """The texts' global embeddings, (n, channels), not normalised."""
-        return run.encode(texts).pooled if self.clip is None else self.clip._texts(texts)
+        return run.encode(texts).pooled if self.clip is None else self.clip.embed(texts=texts, unit=False)
 
     def around(self, run: Any) -> AbstractContextManager[None]:
         unet = run.adapter.denoiser
@@ -104,13 +100,9 @@ def _unseen(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
 
 
 def sweep(
-    bridge: Any,
-    references: Sequence[Any],
-    prompts: Sequence[str],
-    style: Callable[[Any], np.ndarray],
-    leakage: Callable[[Any], np.ndarray],
-    **more: Any,
-) -> dict[str, float]:
+    bridge: Any, references: Sequence[Any], prompts: Sequence[str], style: Callable[[Any], np.ndarray],
+    leakage: Callable[[Any], np.ndarray], **more: Any,
+) -> dict[str, float]:  # fmt: skip
     """Block -> style minus leakage with the picture in that block alone, the best first; more: of `generate`.
 
     style, leakage: images -> (n,), how much they have of the references' style and of their content.
@@ -122,38 +114,6 @@ def sweep(
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-class Task:
-    """References with a style and objects, prompts for other objects, and what is seen of either, (n,) each."""
-
-    def __init__(self, prompts: Any) -> None:
-        self.scenes: list[Scene] = prompts.scenes
-        self.references, self.content = drawn(self.scenes), [" and ".join(one) for one in prompts.phrases]
-        self.wanted, self.texts = [], []
-        for i, scene in enumerate(self.scenes):
-            taken = {thing.shape for thing in scene.objects}
-            others = [*zip(self.scenes, prompts.phrases, strict=True)]
-            others = others[i + 1 :] + others[:i]
-            pairs = [pair for other, told in others for pair in zip(other.objects, told, strict=True)]
-            thing, phrase = next(pair for pair in pairs if pair[0].shape not in taken)
-            self.wanted.append(thing)
-            self.texts.append(phrase)
-
-    def style(self, images: Any, judge: Any = "first") -> np.ndarray:
-        seen = scores.read(images, judge)
-        return np.array([float(a.style == b.style) for a, b in zip(self.scenes, seen, strict=True)])
-
-    def content_leaked(self, images: Any, judge: Any = "first") -> np.ndarray:
-        shapes = [{thing.shape for thing in scene.objects} for scene in self.scenes]
-        seen = scores.read(images, judge)
-        return np.array([float(any(t.shape in own for t in b.objects)) for own, b in zip(shapes, seen, strict=True)])
-
-    def style_without_content(self, images: Any, judge: Any = "first") -> np.ndarray:
-        seen = scores.read(images, judge)
-        drawn = [any((t.shape, t.colour) == (w.shape, w.colour) for t in s.objects)
-                 for w, s in zip(self.wanted, seen, strict=True)]  # fmt: skip
-        return self.style(images, judge) * np.array(drawn) * (1 - self.content_leaked(images, judge))
-
-
 def experiment(lab: Lab) -> list[Comparison]:
     bridge, clip = lab.base("unet", fresh=True), lab.base("clip")
     add_ip_adapter(bridge.pipeline, clip)
@@ -163,7 +123,7 @@ def experiment(lab: Lab) -> list[Comparison]:
         return train_ip_adapter(bridge, drawn(scenes), [scene.caption() for scene in scenes], TRAINING)
 
     adapter_of(bridge.pipeline.unet).load_state_dict(lab.trained("IP-Adapter", trained, steps=TRAINING))
-    known, test = Task(lab.validation("styles", max(2, lab.n // 4))), Task(lab.prompts("styles"))
+    known, test = StyleTask(lab.validation("styles", max(2, lab.n // 4))), StyleTask(lab.prompts("styles"))
     ranked = list(sweep(bridge, known.references, known.texts, known.style, known.content_leaked))
 
     def arm(blocks: Sequence[str], scale: float = 1.0, content: Any = None, seed: int = 0) -> Any:

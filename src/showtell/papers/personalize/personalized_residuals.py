@@ -26,13 +26,13 @@ from torch import Tensor
 from showtell.bridges.base import Run, Technique
 from showtell.bridges.layout import Place
 from showtell.errors import ShowtellError
-from showtell.measure.concepts import ConceptPrompts, concept
+from showtell.measure.concepts import ConceptPrompts, concept, shown_by
 from showtell.measure.experiment import Comparison, Lab
 from showtell.steer.features import features
 from showtell.steer.maps import token_maps
 from showtell.steer.regions import positions_of
 from showtell.steer.tokens import NewWord
-from showtell.train.lora import add_lora, load_lora, lora_weights, train_lora
+from showtell.train.lora import add_lora, load_lora, lora_size, train_lora
 
 EXAMPLE = """
 import showtell
@@ -141,7 +141,7 @@ class AnyPlace(Localised):
 
 
 STEPS, RANK, RATE, SAMPLING = 400, 32, 1e-2, 15
-CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+CROSS = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -149,24 +149,17 @@ def experiment(lab: Lab) -> list[Comparison]:
     def bridge(name: str, seed: int) -> tuple[Any, ConceptPrompts]:
         shown, made = concept(seed), lab.base("unet", fresh=True)
         NewWord(made, shown.word, shown.like).keep()
-        layers = closing(made.adapter.denoiser) if name == "residuals" else list(CROSS)
-        add_lora(made, "sks", RANK if name == "residuals" else rank_like(made), layers)
+        layers, rank = closing(made.adapter.denoiser), RANK
+        if name == "lora":  # with as many new parameters
+            layers, rank = CROSS, max(1, round(RANK * lora_size(made, layers) / lora_size(made, CROSS)))
+        add_lora(made, "sks", rank, layers)
 
-        def trained() -> dict[str, Tensor]:
+        def trained(seed: int) -> dict[str, Tensor]:
             pictures, prompts = shown.pictures(seed=seed), [f"a {shown.name}"] * 4
             return train_lora(made, "sks", pictures, prompts, STEPS, batch_size=4, lr=RATE, seed=seed)
 
-        load_lora(made, lab.trained(f"{name} {seed}", trained, steps=STEPS, rank=RANK))
+        load_lora(made, lab.trained(name, trained, seed, steps=STEPS, rank=RANK))
         return made, ConceptPrompts(shown, prompts)
-
-    def rank_like(made: Any) -> int:
-        """The rank at which cross-attention has as many new parameters as the residuals."""
-        other = lab.base("unet", fresh=True)
-        add_lora(other, "one", 1, closing(other.adapter.denoiser))
-        wanted = RANK * sum(value.numel() for value in lora_weights(other, "one").values())
-        other = lab.base("unet", fresh=True)
-        add_lora(other, "one", 1, CROSS)
-        return max(1, round(wanted / sum(value.numel() for value in lora_weights(other, "one").values())))
 
     @cache
     def drawn(name: str, seed: int) -> tuple[ConceptPrompts, list[Any]]:
@@ -176,17 +169,9 @@ def experiment(lab: Lab) -> list[Comparison]:
         return wanted, made.generate(wanted.texts, using=techniques, seed=seed, num_inference_steps=SAMPLING)
 
     prompts = lab.prompts("pairs", max(1, lab.n // 2))
-    names = ("localised", "everywhere", "lora", "random mask")
-    arms: dict[str, Any] = {name: partial(drawn, name) for name in names}
-
-    def scored(what: str, found: tuple[ConceptPrompts, list[Any]], judge: str = "first") -> Any:
-        return getattr(found[0], what)(found[1], judge)
-
-    def compare(what: str, expect: str, control: str | None = None) -> Comparison:
-        return lab.compare(arms, metric=partial(scored, what), expect=expect, control=control, name=what)
-
+    arms: dict[str, Any] = {n: partial(drawn, n) for n in ("localised", "everywhere", "lora", "random mask")}
     return [
-        compare("both", "localised > lora"),
-        compare("rest", "localised > everywhere"),
-        compare("identity", "localised > everywhere - 0.03", control="random mask"),
+        lab.compare(arms, shown_by("both"), expect="localised > lora"),
+        lab.compare(arms, shown_by("rest"), expect="localised > everywhere"),
+        lab.compare(arms, shown_by("identity"), expect="localised > everywhere - 0.03", control="random mask"),
     ]

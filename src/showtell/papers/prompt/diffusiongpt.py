@@ -227,7 +227,7 @@ def experiment(lab: Lab) -> Comparison:
         models = {name: one.model for name, one in agent("whole").experts.items()}
         return routed(models, [(pick.choice(names), content) for content in contents], seed)
 
-    arms = {
+    arms: dict[str, Callable[[int], Any]] = {
         "routing": by_agent,
         "one generalist": partial(unrouted, ("generalist",)),
         "random expert": partial(unrouted, ("generalist", *DOMAINS)),

@@ -191,9 +191,9 @@ def experiment(lab: Lab) -> Comparison:
         return optimise(stage("first", seed), short, gain, dynamic, seed=seed, **sizes)
 
     def stage(name: str, seed: int) -> Editor:
-        make = {"first": first, "pae": partial(second, dynamic=True), "words": partial(second, dynamic=False)}[name]
+        make: Any = {"first": first, "pae": partial(second, dynamic=True), "words": partial(second, dynamic=False)}
         editor = Editor(policy.small_writer(tokenizer), tokenizer)
-        editor.load_state_dict(lab.trained(name, make, seed), strict=False)
+        editor.load_state_dict(lab.trained(name, make[name], seed), strict=False)
         return editor
 
     @cache

@@ -145,23 +145,19 @@ def experiment(lab: Lab) -> Comparison:
         return policy.imitate(policy.small_writer(tokenizer, seed=seed), tokenizer, lessons, IMITATION, seed=seed)
 
     def enhanced(seed: int, shuffled: bool) -> Any:
-        sizes = {
-            "rounds": ROUNDS,
-            "batch": BATCH,
-            "group": GROUP,
-            "lr": 2e-4,
-        }  # the rate is that of a far smaller model
+        # The rate is that of a far smaller model.
+        sizes: dict[str, Any] = {"rounds": ROUNDS, "batch": BATCH, "group": GROUP, "lr": 2e-4}
         start = made("supervised", seed)
         return grpo(start, tokenizer, list(plain), reward, asked, answer_of, shuffled=shuffled, seed=seed, **sizes)
 
     def made(name: str, seed: int) -> Any:
-        learn = {
+        learn: dict[str, Callable[[int], Any]] = {
             "supervised": supervised,
             "enhanced": partial(enhanced, shuffled=False),
             "shuffled": partial(enhanced, shuffled=True),
-        }[name]
+        }
         model = policy.small_writer(tokenizer)
-        model.load_state_dict(lab.trained(name, learn, seed), strict=False)
+        model.load_state_dict(lab.trained(name, learn[name], seed), strict=False)
         return model
 
     @cache

@@ -156,9 +156,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     points: dict[str, Callable[[int], np.ndarray]] = {"soft": partial(pointed, arms["soft"]), "area": area}
     points |= {name: partial(pointed, arms[name]) for name in ("hard", "even at test", "coverage of 1")}
     return [
-        lab.compare(
-            {name: partial(told, arm) for name, arm in arms.items()},
-            expect="soft > mean, hard > mean", control="even at test", name="caption F1",
-        ),
+        lab.compare({name: partial(told, arm) for name, arm in arms.items()}, expect="soft > mean, hard > mean",
+                    control="even at test", name="caption F1"),
         lab.compare(points, expect="soft >= 3 * area", control="even at test", name="pointing"),
     ]  # fmt: skip

@@ -6,9 +6,9 @@ room in its tokens. A feature is therefore cut into chunks, each with a small co
 of one linear layer brings it down to the bottleneck and up again.
 
 Faithful: chunks of 8 numbers, codes of unit length, straight-through gradients, codebook, commitment and entropy terms
-for each chunk, attention factorisation as in figure 4, contrast of the pooled quantised features with a text tower at
-weight 1 (`nets.contrastive_tokenizer`); for language models, cells that enter by an MLP over their codes and leave by a
-small transformer over depth (`nets.cell_codes`).
+for each chunk (`nets.multi_codebook`), attention factorisation as in figure 4, contrast of the pooled quantised
+features with a text tower at weight 1 (`nets.contrastive_tokenizer`); for language models, cells that enter by an MLP
+over their codes and leave by a small transformer over depth (`nets.cell_codes`).
 Scaled down: 32x32 pictures, 64 cells, 4 codebooks of 256 against one of 1024 over the same 32 numbers; absolute error
 with edges in the place of squared, perceptual and adversarial error; the entropy term estimated from some cells, its
 weight and sharpness ours; a plain MLP for a gated one. Not measured: the language model on top.
@@ -22,16 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from showtell.data.signal import to_pixels, to_signal
-from showtell.errors import ShowtellError
 from showtell.measure.classes import ShapeClasses
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.prompts import PLAIN
 from showtell.measure.scores import psnr
 from showtell.nets.contrastive_tokenizer import AttentionFactor, ContrastiveTokenizer
+from showtell.nets.multi_codebook import MultiCodebook
 from showtell.train.bases import text
 from showtell.train.batches import Batch, Pool
 from showtell.train.narrow_models import narrow_clip
@@ -55,52 +54,6 @@ again, features = tokenizer.decode(codes), tokenizer.features(codes)
 """
 
 
-class MultiCodebook(nn.Module):
-    """`books` codebooks of `codes` unit vectors, one for each chunk of `chunk` numbers of a feature.
-
-    tied: every codebook is given the first chunk, the control.
-    """
-
-    def __init__(self, books: int, codes: int, chunk: int = 8, tied: bool = False) -> None:
-        super().__init__()
-        if min(books, codes, chunk) < 1:
-            raise ShowtellError(f"books={books}, codes={codes}, chunk={chunk}: all have to be 1 or more.")
-        self.tied = tied
-        self.books = nn.Parameter(F.normalize(torch.randn(books, codes, chunk), dim=-1))
-
-    def chunks(self, features: Tensor) -> Tensor:
-        """Unit vectors (n, cells, books, chunk) of features (n, cells, books * chunk)."""
-        cut = features.unflatten(-1, (len(self.books), -1))
-        return F.normalize(cut[..., :1, :].expand_as(cut) if self.tied else cut, dim=-1)
-
-    def forward(self, features: Tensor, sharpness: float = 10.0, most: int = 512) -> tuple[Tensor, Tensor, Tensor]:
-        """(quantised features, with straight-through gradients; codes (n, cells, books); loss).
-
-        The loss pulls codes to features, features to codes a quarter as much, and by the entropy term, estimated from
-        so many cells, wants every assignment to be sure and all codes to be used (arXiv 2310.05737, section 3.2).
-        """
-        cut = self.chunks(features)
-        with torch.no_grad():
-            codes = self._cosines(cut).argmax(dim=-1)
-        found = self.vectors(codes)
-        loss = (found - cut.detach()).square().mean() + 0.25 * (found.detach() - cut).square().mean()
-        cells = cut.flatten(0, 1)
-        few = torch.linspace(0, len(cells) - 1, min(most, len(cells)), device=cells.device).long()
-        chances = (sharpness * self._cosines(cells[few])).softmax(dim=-1)
-        use = torch.special.entr(chances.mean(dim=0)).sum(dim=-1).mean()
-        sure = torch.special.entr(chances).sum(dim=-1).mean()
-        return (cut + (found - cut).detach()).flatten(2), codes, loss + 0.1 * (sure - use)
-
-    def _cosines(self, cut: Tensor) -> Tensor:
-        """(..., books, codes) of chunks (..., books, chunk)."""
-        return torch.einsum("...bk,bvk->...bv", cut, F.normalize(self.books, dim=-1))
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        """Unit vectors (n, cells, books, chunk) of codes (n, cells, books)."""
-        each = [F.embedding(codes[..., b], F.normalize(book, dim=-1)) for b, book in enumerate(self.books)]
-        return torch.stack(each, dim=-2)
-
-
 def unitok(
     vision: Any, words: Any, books: int = 8, codes: int = 4096, chunk: int = 8, layers: int = 2, tied: bool = False
 ) -> ContrastiveTokenizer:  # fmt: skip
@@ -108,11 +61,6 @@ def unitok(
     width = vision.config.hidden_size
     down, up = AttentionFactor(width, books * chunk), AttentionFactor(books * chunk, width)
     return ContrastiveTokenizer(vision, words, down, MultiCodebook(books, codes, chunk, tied), up, layers)
-
-
-def usage(codes: Tensor, size: int) -> Tensor:
-    """Share of each codebook's `size` codes that occur in codes (n, cells, books); (books,)."""
-    return torch.tensor([len(codes[..., b].unique()) / size for b in range(codes.shape[-1])])
 
 
 def unitok_loss(
@@ -164,15 +112,12 @@ def experiment(lab: Lab) -> list[Comparison]:
     def tokenizer(name: str, seed: int) -> ContrastiveTokenizer:
         sizes, contrast = ARMS[name]
 
-        def make(seed: int) -> ContrastiveTokenizer:
-            model = miniature(seed, **sizes)
+        def learn(model: ContrastiveTokenizer, seed: int) -> None:
             fit(model, partial(unitok_loss, contrast=contrast), pool(), steps=STEPS, lr=1e-3, ema=None, precision="no",
                 seed=seed, progress=False)  # fmt: skip
-            return model
 
-        made = miniature(seed, **sizes)
-        made.load_state_dict(lab.trained(name, make, seed, shared=True))
-        return made.eval()
+        made: ContrastiveTokenizer = lab.network(name, partial(miniature, **sizes), learn, seed, shared=True)
+        return made
 
     scenes = sample(lab.n, lab.seed, lab.split, **WORLD)
     pictures, classes = draw(scenes, SIDE), ShapeClasses(WORLD["shape"])
@@ -196,11 +141,8 @@ def experiment(lab: Lab) -> list[Comparison]:
         return {name: partial(measure, name) for name in ARMS}
 
     return [
-        lab.compare(
-            arms(classified), expect="multi > single, multi > reconstruction alone",
-            control="tied", name="zero-shot accuracy",
-        ),
-        lab.compare(
-            arms(rebuilt), expect="multi > single, multi > reconstruction alone - 1", control="tied", name="PSNR"
-        ),
+        lab.compare(arms(classified), expect="multi > single, multi > reconstruction alone", control="tied",
+                    name="zero-shot accuracy"),
+        lab.compare(arms(rebuilt), expect="multi > single, multi > reconstruction alone - 1", control="tied",
+                    name="PSNR"),
     ]  # fmt: skip

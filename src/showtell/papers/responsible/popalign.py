@@ -23,13 +23,13 @@ import torch
 import torch.nn.functional as F
 
 from showtell.measure.experiment import Comparison, Lab
-from showtell.measure.scores import read
+from showtell.measure.fairness import balance, firsts, skewed
+from showtell.measure.likeness import clip_score
 from showtell.train.batches import Stream
 from showtell.train.denoising import denoising_loss
-from showtell.train.preference import Objective, paired_preference, preference_loss
+from showtell.train.preference import Objective, prefer
 from showtell.train.samples import drawn, latents_of, paired
 from showtell.train.trainer import fit
-from showtell.world import Scene, SceneObject
 
 EXAMPLE = """
 import showtell
@@ -89,13 +89,13 @@ def populations(
     return {name: torch.cat(parts) for name, parts in sides.items()}
 
 
-def pairs(sides: Sides, batch_size: int, apart: bool = True) -> Stream:
-    """Batches of a winner and a loser of one prompt, drawn independently of one another (apart), or as they stand."""
+def pairs(sides: Sides, batch_size: int) -> Stream:
+    """Batches of a winner and a loser of one prompt, drawn independently of one another."""
     row = sides["row"].numpy()
 
     def make(rng: np.random.Generator, size: int) -> dict[str, Any]:
         one = rng.integers(len(row), size=size)
-        other = np.array([rng.choice(np.flatnonzero(row == row[i])) for i in one]) if apart else one
+        other = np.array([rng.choice(np.flatnonzero(row == row[i])) for i in one])
         return {"winner": sides["winner"][one].numpy(), "loser": sides["loser"][other].numpy(), "row": row[one]}
 
     return Stream(make, batch_size)
@@ -103,79 +103,61 @@ def pairs(sides: Sides, batch_size: int, apart: bool = True) -> Stream:
 
 def popalign(
     bridge: Any, prompts: Sequence[str], sides: Sides, steps: int = 750, batch_size: int = 8, lr: float = 5e-7,
-    objective: Objective = members, apart: bool = True, seed: int = 0, **options: Any,
+    objective: Objective = members, seed: int = 0, **options: Any,
 ) -> Any:  # fmt: skip
-    """Trains the bridge's denoiser in place. prompts: with the generic ones after them; apart: see `pairs`; options: as
-    for `Noising`.
-    """
-    loss = preference_loss(bridge, prompts, objective, **options)
-    denoiser, data = bridge.adapter.denoiser, pairs(sides, batch_size, apart)
-    fit(
-        denoiser, loss, data, steps=steps, lr=lr, schedule="constant", ema=None, precision="no", seed=seed,
-        progress=False,
-    )  # fmt: skip
-    return denoiser.eval().requires_grad_(False)
+    """Trains the bridge's denoiser in place. prompts: with the generic ones after them; options: as for `Noising`."""
+    return prefer(bridge, prompts, pairs(sides, batch_size), steps, lr=lr, objective=objective, seed=seed, **options)
 
 
-TONES, SHARE = ("red", "blue"), 0.9
+TONES = ("red", "blue")
 SHAPES, UNSEEN = ("circle", "square", "star", "cross", "heart", "ring"), ("triangle", "hexagon", "diamond")
-EACH, SHOWN, STEPS, SKEWING, SAMPLING = 32, 16, 150, 600, 10
+EACH, SHOWN, STEPS, RATE, SKEWING, SAMPLING = 32, 16, 150, 3e-5, 600, 10
 
 
 def experiment(lab: Lab) -> list[Comparison]:
-    clip, neutral = lab.base("clip"), [f"a {shape}" for shape in SHAPES]
-    everything = [f"a {shape}" for shape in (*SHAPES, *UNSEEN)]
+    clip, shapes, neutral = lab.base("clip"), (*SHAPES, *UNSEEN), [f"a {shape}" for shape in SHAPES]
 
-    def colours(images: Any, judge: str = "first") -> list[tuple[str, str]]:
-        return [(scene.objects[0].colour, scene.objects[0].shape) for scene in read(images, judge, fast=True)]
+    def toned(prompt: str, tone: str) -> str:
+        return prompt.replace("a ", f"a {tone} ")
 
-    def skewed() -> Any:
+    def biased() -> Any:
         """The base after training on neutral captions of which nine in ten are red, and on captions that name both."""
-        rng, bridge, scenes, texts = np.random.default_rng(0), lab.base("unet", fresh=True), [], []
-        for i in range(40 * len(everything)):
-            shape, plain = (*SHAPES, *UNSEEN)[i % len(everything)], i % 3 > 0
-            tone = TONES[int(rng.random() >= (SHARE if plain else 0.5))]
-            scenes.append(Scene((SceneObject(shape, tone, x=rng.uniform(0.3, 0.7), y=rng.uniform(0.3, 0.7)),)))
-            texts.append(f"a {shape}" if plain else f"a {tone} {shape}")
-        data = paired(latents_of(bridge, drawn(scenes)), 32)
+        bridge, (scenes, texts) = lab.base("unet", fresh=True), skewed(shapes, TONES)
         loss, denoiser = denoising_loss(bridge, texts), bridge.adapter.denoiser.requires_grad_(True)
+        data = paired(latents_of(bridge, drawn(scenes)), 32)
         fit(denoiser, loss, data, steps=SKEWING, lr=3e-4, precision="no", progress=False)
         return denoiser
 
     def start() -> Any:
         bridge = lab.base("unet", fresh=True)
-        bridge.adapter.denoiser.load_state_dict(lab.trained("skewed", skewed, shared=True, steps=SKEWING))
+        bridge.adapter.denoiser.load_state_dict(lab.trained("skewed", biased, shared=True, steps=SKEWING))
         return bridge
 
     def both(seed: int) -> Sides:
         """The populations, and a second draw of neutral images in place of the winners."""
-        bridge = start()
 
-        def shows(images: Any, who: str) -> list[bool]:
-            return [colour == who for colour, _ in colours(images, "second")]
+        def shows(images: Any, tone: str) -> list[bool]:
+            return [colour == tone for colour, _ in firsts(images, "second")]
 
-        sides = populations(bridge, neutral, TONES, lambda p, who: p.replace("a ", f"a {who} "), EACH, shows,
-                            seed=1000 * seed, num_inference_steps=SAMPLING)  # fmt: skip
+        bridge, short = start(), dict[str, Any](num_inference_steps=SAMPLING)
+        sides = populations(bridge, neutral, TONES, toned, EACH, shows, seed=1000 * seed, **short)
         texts = [neutral[row] for row in sides["row"].tolist()]
-        more = {"seed": 1000 * seed + 900, "num_inference_steps": SAMPLING, "output_type": "latent"}
-        return sides | {"again": torch.stack(bridge.generate(texts, **more)).float()}
+        again = bridge.generate(texts, seed=1000 * seed + 900, output_type="latent", **short)
+        return sides | {"again": torch.stack(again).float()}
 
     def tuned(name: str, seed: int) -> Any:
         bridge, known = start(), lab.trained("populations", both, seed, each=EACH)
         sides: Sides = {side: known[side] for side in ("winner", "loser", "row")}
         if name == "neutral winners":
             sides["winner"] = known["again"]
-        if name == "dpo":
-            rewards = [
-                clip.embed(images=bridge.to_images(sides[side])) * clip.embed(texts=[neutral[i] for i in sides["row"]])
-                for side in ("winner", "loser")
-            ]
-            better = (rewards[0].sum(1) >= rewards[1].sum(1)).view(-1, 1, 1, 1)
-            one, other = sides["winner"], sides["loser"]
-            sides |= {"winner": torch.where(better, one, other), "loser": torch.where(better, other, one)}
-        bridge.adapter.denoiser.requires_grad_(True)
-        rule: dict[str, Any] = {"objective": paired_preference, "apart": False} if name == "dpo" else {}
-        return popalign(bridge, neutral, sides, STEPS, lr=3e-5, seed=seed, **rule)
+        if name != "dpo":
+            return popalign(bridge, neutral, sides, STEPS, lr=RATE, seed=seed)
+        texts = [neutral[row] for row in sides["row"].tolist()]
+        one, other = sides["winner"], sides["loser"]
+        rewards = [torch.from_numpy(clip_score(clip, bridge.to_images(images), texts)) for images in (one, other)]
+        better = (rewards[0] >= rewards[1]).view(-1, 1, 1, 1)
+        sides |= {"winner": torch.where(better, one, other), "loser": torch.where(better, other, one)}
+        return prefer(bridge, neutral, sides, STEPS, lr=RATE, seed=seed)
 
     @cache
     def seen(name: str, seed: int, tone: str = "") -> list[list[tuple[str, str]]]:
@@ -184,32 +166,32 @@ def experiment(lab: Lab) -> list[Comparison]:
         if name != "base":
             state = lab.trained(name, partial(tuned, name), seed, steps=STEPS, each=EACH)
             bridge.adapter.denoiser.load_state_dict(state)
-        texts = [prompt.replace("a ", f"a {tone} ") if tone else prompt for prompt in everything for _ in range(SHOWN)]
-        found = colours(bridge.generate(texts, seed=seed, num_inference_steps=SAMPLING))
+        texts = [toned(f"a {shape}", tone) if tone else f"a {shape}" for shape in shapes for _ in range(SHOWN)]
+        found = firsts(bridge.generate(texts, seed=seed, num_inference_steps=SAMPLING))
         return [found[i : i + SHOWN] for i in range(0, len(found), SHOWN)]
 
-    def balance(name: str, seed: int) -> np.ndarray:
-        """1 - 2 |share - 1/2| of the first tone among the two, per prompt, unseen shapes too."""
-        counts = [[sum(colour == tone for colour, _ in images) for tone in TONES] for images in seen(name, seed)]
-        return np.array([1 - abs(one - other) / max(one + other, 1) if one + other else 0.0 for one, other in counts])
+    def evenness(name: str, seed: int) -> np.ndarray:
+        """Per prompt, unseen shapes too."""
+        return np.array([balance([colour for colour, _ in images], TONES) for images in seen(name, seed)])
 
     def fidelity(name: str, seed: int) -> np.ndarray:
-        found = zip((*SHAPES, *UNSEEN), seen(name, seed), strict=True)
+        found = zip(shapes, seen(name, seed), strict=True)
         return np.array([np.mean([shape == own for _, shape in images]) for own, images in found])
 
     def obedience(name: str, seed: int) -> np.ndarray:
-        return np.mean(
-            [[np.mean([c == tone for c, _ in images]) for images in seen(name, seed, tone)] for tone in TONES], 0
-        )
+        each = [[np.mean([c == tone for c, _ in images]) for images in seen(name, seed, tone)] for tone in TONES]
+        return np.mean(each, axis=0)
 
-    def arms(measure: Callable[[str, int], np.ndarray], *names: str) -> dict[str, Callable[[int], np.ndarray]]:
-        return {name: partial(measure, name) for name in names}
+    def compare(
+        measure: Callable[[str, int], np.ndarray], names: Sequence[str], expect: str, **more: Any
+    ) -> Comparison:
+        arms = {name: partial(measure, name) for name in names}
+        return lab.compare(arms, expect=expect, name=measure.__name__, **more)
 
+    everyone = ("popalign", "dpo", "base", "neutral winners")
     return [
-        lab.compare(arms(balance, "popalign", "dpo", "base", "neutral winners"), name="balance of tones",
-                    expect="popalign > dpo, popalign > base", control="neutral winners"),
-        # What must not change has nothing to lose, so these have no control.
-        lab.compare(arms(fidelity, "popalign", "base"), expect="popalign ~ base", name="right shape",
-                    trained=True),  # as `seen` has drawn its images already
-        lab.compare(arms(obedience, "popalign", "base"), expect="popalign ~ base", name="named tone"),
-    ]  # fmt: skip
+        compare(evenness, everyone, "popalign > dpo, popalign > base", control="neutral winners"),
+        # What must not change has nothing to lose, so these have no control; their images are drawn or trained already.
+        compare(fidelity, ("popalign", "base"), "popalign ~ base", trained=True),
+        compare(obedience, ("popalign", "base"), "popalign ~ base", trained=True),
+    ]

@@ -8,14 +8,12 @@ the softmax's normaliser.
 
 Faithful: LayerNorm over each head's query and key, with its own scales per head; h = x + norm(attention(x)), h +
 norm(mlp(h)); 1e-5 times the squared log of the normaliser; every token of a document counts alike; AdamW with 0.9 and
-0.95, decay 0.1, gradients cut at 1. `stabilise` does to a Llama what the library's ChameleonModel is, and the tests
-hold the two equal.
+0.95, decay 0.1, gradients cut at 1. `stabilise` makes the library's ChameleonModel of a Llama, as the tests check.
 Scaled down: 0.6 M parameters, a few hundred steps at one, four and sixteen times a rate that is right for them, so that
-growth shows early; documents are a caption and its picture, or a picture, a question and its answer. What is measured
-is the norm of the last layer's output and the largest that an attention logit can be, the first signs of divergence,
-then the loss of new documents; neither the pictures nor the answers, which take longer to come out right, nor the share
-of runs that diverge, as hardly any does in so few steps.
-Training on text alone has documents of several captions. Dropout, the paper's way for its smaller model, is left out.
+growth shows early; documents are a caption and its picture, or a picture, a question and its answer; on words alone,
+several captions. Measured are the first signs of divergence (`measure.stability`), then the loss of new documents; not
+the pictures or answers, which take longer to come out right, nor the share of runs that diverge, as hardly any does in
+so few steps. Left out: dropout, the paper's way for its smaller model.
 
 Does not hold here, in one of four comparisons. The recipe keeps attention logits (a log of 2.4 instead of 6.1; 7.7
 without the norm of queries) and the last norm (growth of 0.13 instead of 7.0) from growing, and costs nothing at the
@@ -38,6 +36,7 @@ from torch import Tensor, nn
 from showtell.errors import ShowtellError
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.stability import signs_of_divergence
+from showtell.nets.norms import HeadNorm, NormedAfter
 from showtell.train.batches import Batch, Pool
 from showtell.train.trainer import fit
 from showtell.train.unified import FEW, Loss, Row, World, miniature
@@ -56,49 +55,20 @@ after = signs_of_divergence(model, told)
 """
 
 
-class HeadNorm(nn.Module):
-    """A projection whose output is normalised head by head, each head with scales and shifts of its own."""
-
-    def __init__(self, projection: nn.Linear, size: int) -> None:
-        super().__init__()
-        self.projection, shape = projection, (projection.out_features // size, size)
-        like = projection.weight
-        self.weight = nn.Parameter(torch.ones(shape, device=like.device, dtype=like.dtype))
-        self.bias = nn.Parameter(torch.zeros(shape, device=like.device, dtype=like.dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.projection(x).unflatten(-1, self.weight.shape)
-        return (F.layer_norm(heads, heads.shape[-1:]) * self.weight + self.bias).flatten(-2)
-
-
-class NormedAfter(nn.Module):
-    """A block (attention or feed-forward) with a norm after it."""
-
-    def __init__(self, block: nn.Module, norm: nn.Module) -> None:
-        super().__init__()
-        self.block, self.norm = block, norm
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        made = self.block(*inputs, **named)
-        return self.norm(made) if isinstance(made, Tensor) else (self.norm(made[0]), *made[1:])
-
-
 def stabilise(model: Any, queries: bool = True, reorder: bool = True) -> Any:
     """Changes a decoder with Llama's parts (Llama, Qwen2, Emu3's and Janus's language models) in place; the model.
 
     queries: normalise queries and keys. reorder: the norms come after the blocks. To be done before training.
     Raises ShowtellError for other decoders, and where queries are normalised already.
     """
+    kind, parts = type(model).__name__, ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
     for layer in getattr(model, "layers", []) or [None]:
-        parts = ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
-        if layer is None or not all(hasattr(layer, name) for name in parts):
-            raise ShowtellError(
-                f"{type(model).__name__} has no layers like Llama's; take a Llama, Qwen2 or Emu3 decoder."
-            )
+        if not all(hasattr(layer, name) for name in parts):
+            raise ShowtellError(f"{kind} has no layers like Llama's; take a Llama, Qwen2 or Emu3 decoder.")
         attention = layer.self_attn
         if queries:
             if isinstance(getattr(attention, "q_proj", None), HeadNorm) or hasattr(attention, "q_norm"):
-                raise ShowtellError(f"the queries of {type(model).__name__} are normalised already; use queries=False.")
+                raise ShowtellError(f"the queries of {kind} are normalised already; use queries=False.")
             size = attention.head_dim
             attention.q_proj, attention.k_proj = HeadNorm(attention.q_proj, size), HeadNorm(attention.k_proj, size)
         if reorder:
@@ -125,10 +95,7 @@ def chameleon_loss(model: Any, batch: Batch, generator: Any, z: float = 1e-5) ->
     return loss + z * z_loss(logits), {"tokens": loss.detach()}
 
 
-# --- the experiment --------------------------------------------------------------------------------------------------
-
-SCENES, STEPS, BATCH, RATE = 6000, 200, 32, 3e-3
-TIMES = (1, 4, 16)
+SCENES, STEPS, BATCH, RATE, TIMES = 6000, 200, 32, 3e-3, (1, 4, 16)
 FAR = 1e9  # stands for what is no longer a number
 WORLD = World(4)
 RECIPES: dict[str, tuple[bool, bool, float]] = {  # name -> (queries normalised, norms after the blocks, z)
@@ -211,22 +178,15 @@ def experiment(lab: Lab) -> list[Comparison]:
         return loss(name, times, seed, lab.split, lab.seed)
 
     rates = [f"{times} times the rate" for times in TIMES]
-    kinds = ("words and images", "words alone")
+    signed: dict[str, Any] = {"expect": "chameleon < llama", "texts": rates, "trained": True}
     return [
-        lab.compare(
-            {name: partial(sign, "logit", name) for name in RECIPES}, expect="chameleon < llama",
-            control="no query norm", texts=rates, trained=True, name="log of the largest attention logit",
-        ),
-        lab.compare(
-            {name: partial(sign, "growth", name) for name in RECIPES}, expect="chameleon < llama", texts=rates,
-            trained=True, name="growth of the last layer's norm",
-        ),
-        lab.compare(
-            {kind: partial(saved, kind) for kind in kinds}, expect="words and images > words alone",
-            texts=rates[1:], trained=True, name="what the recipe saves",
-        ),
-        lab.compare(
-            {name: partial(best, name) for name in ("chameleon", "llama")}, expect="chameleon < llama + 0.05",
-            trained=True, name="loss of new documents at the best rate",
-        ),
+        lab.compare({name: partial(sign, "logit", name) for name in RECIPES}, control="no query norm",
+                    name="log of the largest attention logit", **signed),
+        lab.compare({name: partial(sign, "growth", name) for name in RECIPES}, name="growth of the last layer's norm",
+                    **signed),
+        lab.compare({kind: partial(saved, kind) for kind in ("words and images", "words alone")},
+                    expect="words and images > words alone", texts=rates[1:], trained=True,
+                    name="what the recipe saves"),
+        lab.compare({name: partial(best, name) for name in ("chameleon", "llama")}, expect="chameleon < llama + 0.05",
+                    trained=True, name="loss of new documents at the best rate"),
     ]  # fmt: skip

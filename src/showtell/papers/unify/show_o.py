@@ -24,8 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from showtell.bridges.base import Technique, apply_hooks
-from showtell.bridges.decoding import steered
 from showtell.bridges.image_text_lm import bridge_of
 from showtell.bridges.omni import OmniDecoder, omni_bridge
 from showtell.errors import ShowtellError
@@ -33,6 +31,8 @@ from showtell.measure.cost import counted
 from showtell.measure.experiment import Comparison, Lab
 from showtell.measure.scores import complete, score_images
 from showtell.pictures import to_pil
+from showtell.steer.boxes import grown
+from showtell.steer.decoding import InGroups
 from showtell.steer.regions import Box
 from showtell.train.batches import Pool
 from showtell.train.trainer import QUICK, fit
@@ -87,49 +87,13 @@ def extend(bridge: Any, images: Any, prompts: Sequence[str], right: float = 0.25
     return bridge.generate(list(prompts), latents=torch.cat([tokens[:, :, count:], new], dim=2), **more)
 
 
-class InGroups(Technique):
-    """The baseline: a model that writes token by token has to write equal groups of them at once, in so many passes.
-
-    Of its own group a token knows nothing; in the place of those before it stands the last known token.
-    """
-
-    def __init__(self, passes: int = 12) -> None:
-        if passes < 1:
-            raise ShowtellError(f"passes={passes}: use 1 or more.")
-        self.passes = passes
-
-    def decode(self, run: Any, decoder: Any) -> Tensor:
-        names = ["text"] if run.negative is None else ["negative", "text"]
-        known, tokens = run.own["next"], torch.zeros(len(run.prompts), 0, dtype=torch.long, device=decoder.device)
-        for group in torch.arange(run.steps).tensor_split(min(self.passes, run.steps)):
-            guesses = known[:, -1:].expand(-1, len(group) - 1, -1)
-            logits = decoder.several(run, names, torch.cat([known, guesses], dim=1))[:, -len(group) :]
-            keep = torch.ones_like(run.own["mask"], dtype=torch.bool)
-            keep[:, keep.shape[1] - guesses.shape[1] :] = False
-            decoder.forget(run, keep)
-            parts, chosen = dict(zip(names, logits.chunk(len(names)), strict=True)), list[Tensor]()
-            for j, run.step in enumerate(group.tolist()):
-                ready = steered(run, decoder, parts["text"][:, j], parts["negative"][:, j] if len(parts) > 1 else None)
-                chosen.append(apply_hooks(run, "tokens", decoder.choose(run, ready)))
-            tokens = torch.cat([tokens, torch.stack(chosen, dim=1)], dim=1)
-            known = torch.cat([decoder.embed(run, one) for one in chosen], dim=1)
-        return tokens
-
-
-# --- the experiment --------------------------------------------------------------------------------------------------
-
-SCENES, STEPS, BATCH, PASSES = 9000, 360, 48, 12
+SCENES, STEPS, BATCH, PASSES, MARGIN = 9000, 360, 48, 12, 0.05
 WORLD = World(8)
 HOW: dict[str, tuple[Any, Any]] = {  # name -> (loss, bridge)
     "show-o": (fill_loss, omni_bridge),
     "token by token": (token_loss, bridge_of),
     "causal images": (partial(fill_loss, omni=False), partial(omni_bridge, omni=False)),
 }
-
-
-def around(box: np.ndarray, margin: float = 0.05) -> Box:
-    x0, y0, x1, y1 = (float(value) for value in box)
-    return x0 - margin, y0 - margin, x1 + margin, y1 + margin
 
 
 def experiment(lab: Lab) -> list[Comparison]:
@@ -142,14 +106,11 @@ def experiment(lab: Lab) -> list[Comparison]:
     def bridge(name: str, seed: int) -> Any:
         loss, made = HOW[name]
 
-        def make(seed: int) -> Any:
-            model = miniature(WORLD, seed, masked=loss is not token_loss)
+        def learn(model: Any, seed: int) -> None:
             fit(model, loss, pool(), steps=STEPS, seed=seed, **QUICK)
-            return model
 
-        model = miniature(WORLD, seed, masked=loss is not token_loss)
-        model.load_state_dict(lab.trained(name, make, seed, shared=True))
-        return made(model, WORLD.tokenizer)
+        blank = partial(miniature, WORLD, masked=loss is not token_loss)
+        return made(lab.network(name, blank, learn, seed, shared=True), WORLD.tokenizer)
 
     scenes = WORLD.scenes(lab.n, lab.seed, lab.split, objects=2, **FEW)
     prompts, questions = [scene.caption() for scene in scenes], WORLD.questions(scenes, lab.seed)
@@ -171,7 +132,7 @@ def experiment(lab: Lab) -> list[Comparison]:
 
     # Another thing in the place of each scene's last; its hole takes all patches of a thing and no others.
     wanted = [WORLD.replaced(scene, other) for scene, other in zip(scenes, [*scenes[1:], scenes[0]], strict=True)]
-    holes = [around(boxes(scene)[-1]) for scene in scenes]
+    holes = [grown(tuple(boxes(scene)[-1].tolist()), MARGIN) for scene in scenes]
     texts = [scene.caption() for scene in wanted]
 
     def filled(hole: bool, seed: int) -> list[Any]:
@@ -181,6 +142,7 @@ def experiment(lab: Lab) -> list[Comparison]:
     def judged(of: Sequence[Scene]) -> Any:
         return partial(score_images, complete, scenes=of)
 
+    both = ("show-o", "token by token")
     return [
         lab.compare(
             {
@@ -192,17 +154,11 @@ def experiment(lab: Lab) -> list[Comparison]:
             judged(scenes), name="things right", texts=prompts, control="causal images", trained=True,
             expect="show-o > token by token - 0.05, show-o > token by token in groups",
         ),
-        lab.compare(
-            {name: partial(passes, name) for name in ("show-o", "token by token")},
-            expect="token by token >= 5 * show-o", name="passes through the model",
-        ),
-        lab.compare(
-            {name: partial(answered, name) for name in ("show-o", "token by token")},
-            expect="show-o > token by token - 0.03", name="answers right", trained=True,
-        ),
-        lab.compare(
-            {"show-o": partial(filled, True), "no hole": partial(filled, False)},
-            judged(wanted), expect="show-o > no hole", control="no hole", name="things right in a filled hole",
-            texts=texts, trained=True,
-        ),
+        lab.compare({name: partial(passes, name) for name in both}, expect="token by token >= 5 * show-o",
+                    name="passes through the model"),
+        lab.compare({name: partial(answered, name) for name in both}, expect="show-o > token by token - 0.03",
+                    name="answers right", trained=True),
+        lab.compare({"show-o": partial(filled, True), "no hole": partial(filled, False)}, judged(wanted),
+                    expect="show-o > no hole", control="no hole", name="things right in a filled hole", texts=texts,
+                    trained=True),
     ]  # fmt: skip
